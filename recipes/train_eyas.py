@@ -1,0 +1,223 @@
+"""Trains the bundled model on a CPU: packed documents, Muon and AdamW, a stable stage and an anneal. Resumes when run again.
+
+    python recipes/train_eyas.py DATA WORK --stable-steps 3000 --anneal-steps 600
+
+DATA holds pretrain/ and sft/, WORK the tokenizer (recipes/train_tokenizer.py); token files, checkpoint.pt, log.jsonl
+and at the end the model directory WORK/eyas are written there.
+"""
+
+import argparse
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from corpus import PRETRAIN_SOURCES, documents, is_held_out, rows
+from rich.progress import track
+from tokenizers import Tokenizer
+
+from griffinlm.checkpoint.initial import initial_tensors
+from griffinlm.config import ModelConfig
+from griffinlm.model.griffin import Griffin
+
+SEQUENCE_TOKENS = 1024
+BATCH_ROWS = 8
+SEED = 0
+WARM_UP_STEPS = 100
+MATRIX_LEARNING_RATE = 0.02
+OTHER_LEARNING_RATE = 2e-3
+WEIGHT_DECAY = 0.05
+
+STABLE_MIX = {
+    "wiki_simple": 0.42,
+    "books": 0.24,
+    "children_books": 0.12,
+    "fairytale_stories": 0.03,
+    "storybooks": 0.04,
+    "tinystories": 0.15,
+}
+ANNEAL_MIX = {
+    "wiki_simple": 0.18,
+    "books": 0.10,
+    "children_books": 0.06,
+    "fairytale_stories": 0.08,
+    "storybooks": 0.08,
+    "tinystories": 0.30,
+    "chat": 0.20,
+}
+
+
+def token_file(data: Path, work: Path, source: str, tokenizer: Tokenizer) -> np.ndarray:
+    """All training documents of a source as one uint16 array, each between <bos> and <eos>."""
+    path = work / f"{source}.uint16"
+    if not path.exists():
+        bos, eos = (tokenizer.token_to_id(token) for token in ("<bos>", "<eos>"))
+        texts = chat_texts(data) if source == "chat" else documents(data, source, held_out=False)
+        with open(path.with_suffix(".part"), "wb") as out:
+            batch: list[str] = []
+            for text in track(texts, description=f"tokens of {source}"):
+                batch.append(text)
+                if sum(map(len, batch)) > 4_000_000:
+                    _write_documents(out, tokenizer, batch, bos, eos)
+                    batch = []
+            _write_documents(out, tokenizer, batch, bos, eos)
+        path.with_suffix(".part").rename(path)
+    return np.memmap(path, np.uint16, "r")
+
+
+def _write_documents(out, tokenizer: Tokenizer, texts: list[str], bos: int, eos: int) -> None:
+    for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False):
+        np.array([bos, *encoding.ids, eos], np.uint16).tofile(out)
+
+
+def chat_texts(data: Path):
+    """Conversations in Gemma's form; none of the corpus writes a control token out."""
+    for row in rows(data / "sft" / "sft_mix.jsonl.xz"):
+        if is_held_out("\n".join(message["content"] for message in row["messages"])):
+            continue
+        yield "".join(
+            f"<start_of_turn>{'user' if message['role'] == 'user' else 'model'}\n{message['content'].strip()}<end_of_turn>\n"
+            for message in row["messages"]
+        )
+
+
+class Mixture:
+    """Batches drawn from token files by weight; the batch of a step is a function of the step alone."""
+
+    def __init__(self, files: dict[str, np.ndarray], weights: dict[str, float], bos: int) -> None:
+        self.files = [files[source] for source in weights]
+        self.shares = np.array(list(weights.values())) / sum(weights.values())
+        self.bos = bos
+
+    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Tokens, positions and targets, [rows, tokens] each."""
+        random = np.random.default_rng([SEED, step])
+        rows = np.empty((BATCH_ROWS, SEQUENCE_TOKENS + 1), np.int64)
+        for row, source in zip(rows, random.choice(len(self.files), BATCH_ROWS, p=self.shares), strict=True):
+            tokens = self.files[source]
+            start = random.integers(0, len(tokens) - SEQUENCE_TOKENS - 1)
+            row[:] = tokens[start : start + SEQUENCE_TOKENS + 1]
+        tokens = rows[:, :-1]
+        index = np.broadcast_to(np.arange(SEQUENCE_TOKENS), tokens.shape)
+        started = np.maximum.accumulate(np.where(tokens == self.bos, index, 0), axis=1)
+        return torch.from_numpy(tokens.copy()), torch.from_numpy(index - started), torch.from_numpy(rows[:, 1:].copy())
+
+
+def loss_of(logits: torch.Tensor, targets: torch.Tensor, bos: int) -> torch.Tensor:
+    """Mean cross-entropy in nats; that a document ends is learned, that the next one begins is not."""
+    return torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), targets.masked_fill(targets == bos, -100).flatten(), ignore_index=-100
+    )
+
+
+def learning_rate_factor(step: int, stable_steps: int, anneal_steps: int) -> float:
+    """Warm-up, then constant, then down to zero as 1 - sqrt of the anneal's share done."""
+    if step < stable_steps:
+        return min(1.0, (step + 1) / WARM_UP_STEPS)
+    return 1.0 - math.sqrt((step - stable_steps) / anneal_steps)
+
+
+def optimizers(model: Griffin) -> list[torch.optim.Optimizer]:
+    """Muon on the matrices of the layers, AdamW on the rest; no decay on RG-LRU, norms and biases."""
+    named = dict(model.named_parameters())
+    matrices = [p for n, p in named.items() if n.startswith("layers.") and p.ndim == 2 and "conv" not in n]
+    gates = [p for n, p in named.items() if p.ndim == 3]
+    chosen = {id(p) for p in matrices + gates}
+    others = [p for n, p in named.items() if id(p) not in chosen]
+    return [
+        torch.optim.Muon(matrices, lr=MATRIX_LEARNING_RATE, weight_decay=WEIGHT_DECAY),
+        torch.optim.AdamW(gates + others, lr=OTHER_LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def held_out_bits_per_byte(model: Griffin, tokenizer: Tokenizer, texts: list[str]) -> float:
+    bos, bits, num_bytes = tokenizer.token_to_id("<bos>"), 0.0, 0
+    for text in texts:
+        ids = torch.tensor([[bos, *tokenizer.encode(text, add_special_tokens=False).ids]])[:, : 4 * SEQUENCE_TOKENS]
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            logits, _ = model(ids[:, :-1])
+        nats = torch.nn.functional.cross_entropy(logits[0].float(), ids[0, 1:], reduction="sum")
+        bits += nats.item() / math.log(2)
+        num_bytes += len(tokenizer.decode(ids[0, 1:].tolist()).encode())
+    return bits / num_bytes
+
+
+def save(path: Path, content: dict) -> None:
+    part = path.with_suffix(".part")
+    torch.save(content, part)
+    os.replace(part, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--preset", default="eyas")
+    parser.add_argument("--stable-steps", type=int, required=True)
+    parser.add_argument("--anneal-steps", type=int, required=True)
+    parser.add_argument("--save-every", type=int, default=200)
+    parser.add_argument("--compile", action="store_true", help="compile blocks and loss (needs a C++ compiler)")
+    arguments = parser.parse_args()
+
+    tokenizer = Tokenizer.from_file(str(arguments.work / "tokenizer" / "tokenizer.json"))
+    bos = tokenizer.token_to_id("<bos>")
+    files = {s: token_file(arguments.data, arguments.work, s, tokenizer) for s in (*PRETRAIN_SOURCES, "chat")}
+    stable, anneal = Mixture(files, STABLE_MIX, bos), Mixture(files, ANNEAL_MIX, bos)
+    stories = list(documents(arguments.data, "tinystories", held_out=True))[:50]
+    articles = [t[:4000] for t in documents(arguments.data, "wiki_simple", held_out=True)][:20]
+
+    model = Griffin(ModelConfig.preset(arguments.preset))
+    with torch.no_grad():
+        named = dict(model.named_parameters())
+        for name, values in initial_tensors(model.config, SEED):
+            named[name].copy_(torch.from_numpy(values))
+    steppers = optimizers(model)
+    rates = [[group["lr"] for group in stepper.param_groups] for stepper in steppers]
+    first, checkpoint = 0, arguments.work / "checkpoint.pt"
+    if checkpoint.exists():
+        kept = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(kept["model"])
+        for stepper, content in zip(steppers, kept["optimizers"], strict=True):
+            stepper.load_state_dict(content)
+        first = kept["step"]
+    loss_function = loss_of
+    if arguments.compile:
+        loss_function = torch.compile(loss_of, dynamic=False)
+        for layer in model.layers:
+            layer.compile()
+
+    log = open(arguments.work / "log.jsonl", "a", encoding="utf-8")
+    total, began, losses = arguments.stable_steps + arguments.anneal_steps, time.monotonic(), []
+    for step in track(range(first, total), description="training"):
+        factor = learning_rate_factor(step, arguments.stable_steps, arguments.anneal_steps)
+        for stepper, values in zip(steppers, rates, strict=True):
+            for group, value in zip(stepper.param_groups, values, strict=True):
+                group["lr"] = value * factor
+        tokens, positions, targets = (stable if step < arguments.stable_steps else anneal).batch(step)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits, _ = model(tokens, positions=positions)
+        loss = loss_function(logits, targets, bos)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for stepper in steppers:
+            stepper.step()
+            stepper.zero_grad()
+        losses.append(loss.item())
+        done = step + 1
+        if done % 20 == 0:
+            entry = {"step": done, "loss": sum(losses) / len(losses), "seconds": round(time.monotonic() - began, 1)}
+            losses = []
+            if done % 500 == 0:
+                entry["tinystories"] = held_out_bits_per_byte(model, tokenizer, stories)
+                entry["wiki_simple"] = held_out_bits_per_byte(model, tokenizer, articles)
+            print(json.dumps(entry), file=log, flush=True)
+        if done % arguments.save_every == 0 or done == total:
+            content = [stepper.state_dict() for stepper in steppers]
+            save(checkpoint, {"model": model.state_dict(), "optimizers": content, "step": done})
+
+
+if __name__ == "__main__":
+    main()

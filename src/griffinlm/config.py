@@ -1,0 +1,280 @@
+"""ModelConfig: what a model is, as a value. One class holds RecurrentGemma, Griffin, Hawk and Gemma."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from griffinlm.errors import GriffinError
+
+BlockKind = Literal["recurrent", "local_attention", "global_attention"]
+DecayRange = Literal["decay", "decay_to_the_eighth"]
+
+RG_LRU_EXPONENT = 8.0
+"""c of the RG-LRU: log a_t = -c * r_t * softplus(a_param) (Griffin paper, equation 6)."""
+
+
+class ConfigError(GriffinError):
+    """A model configuration that no model can have; the message names the field, the value and what is allowed."""
+
+
+@dataclass(frozen=True)
+class RecurrentConfig:
+    """Sizes of the recurrent block: two linears up, short convolution, RG-LRU, one linear down."""
+
+    width: int
+    """L, channels of the recurrence (`lru_width`)."""
+    num_gate_blocks: int
+    """Blocks of the block-diagonal gates; each is [width / num_gate_blocks] squared."""
+    num_conv_taps: int = 4
+    """Taps of the causal depthwise convolution, the current token included."""
+    initial_decay_range: DecayRange = "decay"
+    """Which quantity starts uniform on the ring [0.9, 0.999]: the decay a (DeepMind's code) or a^8 (the paper)."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "width", "num_gate_blocks")
+        if self.num_conv_taps < 2:
+            raise ConfigError(f"recurrent.num_conv_taps is {self.num_conv_taps}; it must be at least 2")
+        if self.width % self.num_gate_blocks:
+            raise ConfigError(
+                f"recurrent.width is {self.width}; it must be a multiple of num_gate_blocks ({self.num_gate_blocks})"
+            )
+        if self.initial_decay_range not in get_args(DecayRange):
+            raise ConfigError(
+                f"recurrent.initial_decay_range is {self.initial_decay_range!r}; "
+                f"allowed are {', '.join(get_args(DecayRange))}"
+            )
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Sizes of multi-query attention: `num_heads` query heads share one key and value head."""
+
+    num_heads: int
+    head_size: int
+    window_tokens: int | None = None
+    """W, the number of tokens seen *before* the current one in local attention; None where attention is global."""
+    rope_fraction: float = 0.5
+    """Share of each head that is rotated by position (RecurrentGemma: the first half; Gemma: all)."""
+    rope_wavelength: float = 10_000.0
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "num_heads", "head_size")
+        if self.window_tokens is not None and self.window_tokens < 1:
+            raise ConfigError(f"attention.window_tokens is {self.window_tokens}; it must be at least 1")
+        if not 0.0 <= self.rope_fraction <= 1.0 or self.rotated_size % 2:
+            raise ConfigError(
+                f"attention.rope_fraction is {self.rope_fraction} of a head of {self.head_size}; "
+                "it must lie in 0..1 and rotate an even number of channels"
+            )
+        if not self.rope_wavelength > 0.0 or not math.isfinite(self.rope_wavelength):
+            raise ConfigError(f"attention.rope_wavelength is {self.rope_wavelength}; it must be positive")
+
+    @property
+    def rotated_size(self) -> int:
+        """Channels at the front of each head that carry the position."""
+        return int(self.head_size * self.rope_fraction)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One block of the forward pass, as both engines walk it."""
+
+    kind: BlockKind
+    weights: str
+    """Prefix of the block's parameter names, e.g. `layers.7`."""
+    depth: int
+    """Which block of the pass this is, from 0."""
+    state: str
+    """Prefix of the block's state arrays; differs from `weights` where several depths share one block's weights."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that decides what a model computes. Frozen; equal configurations compute equal functions."""
+
+    vocab_size: int
+    width: int
+    """D, channels of the residual stream."""
+    num_layers: int
+    block_pattern: tuple[BlockKind, ...]
+    """Kinds of the temporal blocks, repeated and cut to `num_layers`."""
+    mlp_hidden: int
+    """X, channels of *one* branch of the gated MLP (Hugging Face's `intermediate_size` counts both for RecurrentGemma)."""
+    recurrent: RecurrentConfig | None = None
+    attention: AttentionConfig | None = None
+    use_bias: bool = True
+    """Bias on the MLP's linears and on attention's output; the recurrent block always has them."""
+    embedding_scale: float = 1.0
+    """Factor on the input embedding: sqrt(width) rounded to bfloat16 for RecurrentGemma, 1 for the paper's models."""
+    logit_soft_cap: float | None = None
+    """c of logits = c * tanh(logits / c); None leaves the logits as they are."""
+    norm_epsilon: float = 1e-6
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "vocab_size", "width", "num_layers", "mlp_hidden")
+        if not self.block_pattern:
+            raise ConfigError("block_pattern is empty; it must name at least one block kind")
+        for kind in self.block_pattern:
+            if kind not in get_args(BlockKind):
+                raise ConfigError(f"block_pattern holds {kind!r}; allowed are {', '.join(get_args(BlockKind))}")
+        kinds = set(self.block_kinds)
+        if ("recurrent" in kinds) != (self.recurrent is not None):
+            raise ConfigError("recurrent sizes must be given exactly where the pattern has recurrent blocks")
+        if bool(kinds & {"local_attention", "global_attention"}) != (self.attention is not None):
+            raise ConfigError("attention sizes must be given exactly where the pattern has attention blocks")
+        if self.attention is not None and ("local_attention" in kinds) != (self.attention.window_tokens is not None):
+            raise ConfigError("attention.window_tokens must be given exactly where the pattern has local_attention")
+        for name in ("embedding_scale", "norm_epsilon", "logit_soft_cap"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0.0):
+                raise ConfigError(f"{name} is {value}; it must be a positive number")
+
+    @property
+    def block_kinds(self) -> tuple[BlockKind, ...]:
+        """Kind of every layer: the pattern repeated and cut to `num_layers`."""
+        repeats = -(-self.num_layers // len(self.block_pattern))
+        return (self.block_pattern * repeats)[: self.num_layers]
+
+    @property
+    def needs_capacity(self) -> bool:
+        """Whether the state grows with the sequence (global attention) and so must be given a capacity."""
+        return "global_attention" in self.block_kinds
+
+    def plan(self) -> tuple[Step, ...]:
+        """The blocks of one forward pass in order."""
+        return tuple(
+            Step(kind=kind, weights=f"layers.{i}", depth=i, state=f"layers.{i}")
+            for i, kind in enumerate(self.block_kinds)
+        )
+
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every parameter; linear weights are [out, in]. The head is the embedding, stored once."""
+        D = self.width
+        shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (self.vocab_size, D)}
+        for step in self.plan():
+            block = self._recurrent_shapes() if step.kind == "recurrent" else self._attention_shapes()
+            block = {"temporal_norm.scale": (D,), **block, "mlp_norm.scale": (D,), **self._mlp_shapes()}
+            shapes.update({f"{step.weights}.{name}": shape for name, shape in block.items()})
+        shapes["final_norm.scale"] = (D,)
+        return shapes
+
+    def _recurrent_shapes(self) -> dict[str, tuple[int, ...]]:
+        assert self.recurrent is not None
+        D, L, h = self.width, self.recurrent.width, self.recurrent.num_gate_blocks
+        b = L // h
+        return {
+            **_linear_shapes("recurrent.linear_y", L, D, bias=True),
+            **_linear_shapes("recurrent.linear_x", L, D, bias=True),
+            "recurrent.conv.weight": (self.recurrent.num_conv_taps, L),
+            "recurrent.conv.bias": (L,),
+            "recurrent.rg_lru.input_gate.weight": (h, b, b),
+            "recurrent.rg_lru.input_gate.bias": (h, b),
+            "recurrent.rg_lru.recurrence_gate.weight": (h, b, b),
+            "recurrent.rg_lru.recurrence_gate.bias": (h, b),
+            "recurrent.rg_lru.a_param": (L,),
+            **_linear_shapes("recurrent.linear_out", D, L, bias=True),
+        }
+
+    def _attention_shapes(self) -> dict[str, tuple[int, ...]]:
+        assert self.attention is not None
+        D, k = self.width, self.attention.head_size
+        inner = self.attention.num_heads * k
+        return {
+            **_linear_shapes("attention.query", inner, D, bias=False),
+            **_linear_shapes("attention.key", k, D, bias=False),
+            **_linear_shapes("attention.value", k, D, bias=False),
+            **_linear_shapes("attention.output", D, inner, bias=self.use_bias),
+        }
+
+    def _mlp_shapes(self) -> dict[str, tuple[int, ...]]:
+        D, X = self.width, self.mlp_hidden
+        return {
+            **_linear_shapes("mlp.gate", X, D, bias=self.use_bias),
+            **_linear_shapes("mlp.up", X, D, bias=self.use_bias),
+            **_linear_shapes("mlp.down", D, X, bias=self.use_bias),
+        }
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters, the tied embedding counted once."""
+        return sum(math.prod(shape) for shape in self.parameter_shapes().values())
+
+    @property
+    def num_embedding_parameters(self) -> int:
+        return self.vocab_size * self.width
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `from_dict` gives back an equal configuration."""
+        values = dataclasses.asdict(self)
+        values["block_pattern"] = list(self.block_pattern)
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
+        """The configuration that `to_dict` wrote.
+
+        Raises:
+            ConfigError: a field is unknown, missing, of the wrong type, or out of range.
+        """
+        fields = _checked_fields(cls, "", values)
+        if not isinstance(fields["block_pattern"], list | tuple):
+            raise ConfigError(f"block_pattern is {fields['block_pattern']!r}; it must be a list of block kinds")
+        fields["block_pattern"] = tuple(fields["block_pattern"])
+        for name, part in (("recurrent", RecurrentConfig), ("attention", AttentionConfig)):
+            if fields.get(name) is not None:
+                fields[name] = part(**_checked_fields(part, f"{name}.", fields[name]))
+        return cls(**fields)
+
+    @classmethod
+    def preset(cls, name: str) -> "ModelConfig":
+        """A published or test configuration by name; `griffinlm.presets.PRESETS` lists them.
+
+        Raises:
+            ConfigError: no preset has that name.
+        """
+        from griffinlm.presets import PRESETS
+
+        try:
+            return PRESETS[name]
+        except KeyError:
+            raise ConfigError(f"no preset is called {name!r}; there are {', '.join(PRESETS)}") from None
+
+
+def _linear_shapes(name: str, out: int, into: int, *, bias: bool) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {f"{name}.weight": (out, into)}
+    return {**shapes, f"{name}.bias": (out,)} if bias else shapes
+
+
+def _require_positive(config: object, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name} is {getattr(config, name)}; it must be at least 1")
+
+
+_ALLOWED_TYPES: dict[Any, tuple[type, ...]] = {
+    int: (int,),
+    float: (int, float),
+    bool: (bool,),
+    int | None: (int, type(None)),
+    float | None: (int, float, type(None)),
+    DecayRange: (str,),
+}
+
+
+def _checked_fields(cls: type, prefix: str, values: object) -> dict[str, Any]:
+    """`values` as keyword arguments of the dataclass `cls`, or a ConfigError naming everything wrong with the names."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{prefix or 'the configuration'} is {type(values).__name__}; it must be a table of fields")
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    unknown = [str(name) for name in values if name not in fields]
+    missing = [n for n, f in fields.items() if n not in values and f.default is dataclasses.MISSING]
+    if unknown or missing:
+        faults = [f"unknown {prefix}{n}" for n in unknown] + [f"missing {prefix}{n}" for n in missing]
+        raise ConfigError(f"the configuration has faults: {', '.join(faults)}; allowed are {', '.join(fields)}")
+    for name, value in values.items():
+        allowed = _ALLOWED_TYPES.get(fields[name].type)
+        if allowed and (not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed)):
+            raise ConfigError(f"{prefix}{name} is {value!r}; it must be {' or '.join(t.__name__ for t in allowed)}")
+    return dict(values)

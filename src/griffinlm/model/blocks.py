@@ -1,0 +1,112 @@
+"""The temporal blocks with their states, and the residual block around them."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from griffinlm.config import BlockKind, ModelConfig
+from griffinlm.kernels.local_attention.reference import attention, write_ring
+from griffinlm.model.layers import GatedMLP, RgLru, RMSNorm, ShortConv, rotate, rotation
+
+
+class RecurrentState(NamedTuple):
+    hidden: Tensor
+    """h [B, L], float32 in every precision."""
+    convolution: Tensor
+    """The last K-1 inputs of the convolution, [B, K-1, L], activation type."""
+
+
+class AttentionState(NamedTuple):
+    keys: Tensor
+    """[B, S, H] after RoPE; slot = position mod S. S is the window, or the capacity where attention is global."""
+    values: Tensor
+    """[B, S, H]."""
+
+
+BlockState = RecurrentState | AttentionState
+
+
+class Layout(NamedTuple):
+    """Where the tokens of a call stand; made once a call, read by every block."""
+
+    positions: Tensor
+    """[B, T], place in the document; -1 for padding, which stands only at the end of a row."""
+    reset: Tensor
+    """[B, T], whether a document starts here."""
+    num_before: Tensor
+    """[B], tokens of the row's document read before this call."""
+    lengths: Tensor | None
+    """[B], real tokens in each row; None where all are."""
+
+
+class RecurrentBlock(nn.Module):
+    """linear_out(gelu(linear_y(x)) * rg_lru(conv(linear_x(x))))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        assert config.recurrent is not None
+        self.width = config.recurrent.width
+        self.linear_y = nn.Linear(config.width, self.width)
+        self.linear_x = nn.Linear(config.width, self.width)
+        self.conv = ShortConv(config.recurrent)
+        self.rg_lru = RgLru(config.recurrent)
+        self.linear_out = nn.Linear(self.width, config.width)
+
+    def forward(self, x: Tensor, layout: Layout, state: RecurrentState | None) -> tuple[Tensor, RecurrentState]:
+        tail = None if state is None else state.convolution
+        hidden = x.new_zeros(x.shape[0], self.width, dtype=torch.float32) if state is None else state.hidden
+        branch = nn.functional.gelu(self.linear_y(x), approximate="tanh")
+        u, tail = self.conv(self.linear_x(x), layout.positions, tail, layout.lengths)
+        u, hidden = self.rg_lru(u, layout.reset, hidden, layout.lengths)
+        return self.linear_out(u * branch), RecurrentState(hidden, tail)
+
+
+class AttentionBlock(nn.Module):
+    """Multi-query attention with RoPE, local (a window) or global (the whole document, up to the state's capacity)."""
+
+    def __init__(self, config: ModelConfig, kind: BlockKind) -> None:
+        super().__init__()
+        assert config.attention is not None
+        self.config = config.attention
+        self.window_tokens = config.attention.window_tokens if kind == "local_attention" else None
+        inner = config.attention.num_heads * config.attention.head_size
+        self.query = nn.Linear(config.width, inner, bias=False)
+        self.key = nn.Linear(config.width, config.attention.head_size, bias=False)
+        self.value = nn.Linear(config.width, config.attention.head_size, bias=False)
+        self.output = nn.Linear(inner, config.width, bias=config.use_bias)
+
+    def forward(self, x: Tensor, layout: Layout, state: AttentionState | None) -> tuple[Tensor, AttentionState]:
+        cos, sin = rotation(layout.positions, self.config)
+        query = rotate(self.query(x).unflatten(-1, (self.config.num_heads, self.config.head_size)), cos, sin)
+        key, value = rotate(self.key(x)[:, :, None], cos, sin)[:, :, 0], self.value(x)
+        ring = None if state is None else (state.keys, state.values, layout.num_before)
+        out = attention(query, key, value, layout.positions, self.window_tokens, ring)
+        if state is None:
+            num_slots = x.shape[1] if self.window_tokens is None else self.window_tokens
+            empty = key.new_zeros(x.shape[0], num_slots, self.config.head_size)
+            state = AttentionState(empty, empty)
+        keys = write_ring(state.keys, key, layout.positions)
+        values = write_ring(state.values, value, layout.positions)
+        return self.output(out.flatten(-2)), AttentionState(keys, values)
+
+
+class ResidualBlock(nn.Module):
+    """r = x + temporal(norm(x)); out = r + mlp(norm(r))."""
+
+    def __init__(self, config: ModelConfig, kind: BlockKind) -> None:
+        super().__init__()
+        self.temporal_norm = RMSNorm(config.width, config.norm_epsilon)
+        if kind == "recurrent":
+            self.recurrent = RecurrentBlock(config)
+        else:
+            self.attention = AttentionBlock(config, kind)
+        self.kind = kind
+        self.mlp_norm = RMSNorm(config.width, config.norm_epsilon)
+        self.mlp = GatedMLP(config)
+
+    def forward(self, x: Tensor, layout: Layout, state: BlockState | None) -> tuple[Tensor, BlockState]:
+        temporal = self.recurrent if self.kind == "recurrent" else self.attention
+        mixed, state = temporal(self.temporal_norm(x), layout, state)
+        x = x + mixed
+        return x + self.mlp(self.mlp_norm(x)), state

@@ -1,0 +1,91 @@
+"""The layers of the Griffin family. Parameter names are the names of `ModelConfig.parameter_shapes()`."""
+
+import torch
+from torch import Tensor, nn
+
+from griffinlm.config import AttentionConfig, ModelConfig, RecurrentConfig
+from griffinlm.kernels.linear_scan.chunked import rg_lru
+from griffinlm.kernels.short_conv.reference import short_conv
+
+
+class RMSNorm(nn.Module):
+    """y = x / sqrt(mean(x^2) + epsilon) * (1 + scale), computed in float32."""
+
+    def __init__(self, width: int, epsilon: float) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.zeros(width))
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        precise = x.to(torch.promote_types(x.dtype, torch.float32))
+        weight = 1.0 + self.scale.to(precise.dtype)
+        return nn.functional.rms_norm(precise, self.scale.shape, weight, self.epsilon).to(x.dtype)
+
+
+class GatedMLP(nn.Module):
+    """down(gelu(gate(x)) * up(x)), GELU by its tanh approximation."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate = nn.Linear(config.width, config.mlp_hidden, bias=config.use_bias)
+        self.up = nn.Linear(config.width, config.mlp_hidden, bias=config.use_bias)
+        self.down = nn.Linear(config.mlp_hidden, config.width, bias=config.use_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(nn.functional.gelu(self.gate(x), approximate="tanh") * self.up(x))
+
+
+class BlockDiagonalLinear(nn.Module):
+    """Each of `num_blocks` slices of the channels through its own square matrix: u_i @ weight[i] + bias[i]."""
+
+    def __init__(self, width: int, num_blocks: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(num_blocks, width // num_blocks, width // num_blocks))
+        self.bias = nn.Parameter(torch.zeros(num_blocks, width // num_blocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        blocks = x.unflatten(-1, self.bias.shape)
+        return (torch.einsum("bthi,hij->bthj", blocks, self.weight) + self.bias).flatten(-2)
+
+
+class RgLru(nn.Module):
+    """The gates of the RG-LRU in front of its scan; see `kernels.linear_scan.reference.rg_lru`."""
+
+    def __init__(self, config: RecurrentConfig) -> None:
+        super().__init__()
+        self.input_gate = BlockDiagonalLinear(config.width, config.num_gate_blocks)
+        self.recurrence_gate = BlockDiagonalLinear(config.width, config.num_gate_blocks)
+        self.a_param = nn.Parameter(torch.zeros(config.width))
+
+    def forward(self, x: Tensor, reset: Tensor, initial: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        return rg_lru(x, self.input_gate(x), self.recurrence_gate(x), self.a_param, reset, initial, lengths)
+
+
+class ShortConv(nn.Module):
+    """Causal depthwise convolution; see `kernels.short_conv.reference.short_conv`."""
+
+    def __init__(self, config: RecurrentConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(config.num_conv_taps, config.width))
+        self.bias = nn.Parameter(torch.zeros(config.width))
+
+    def forward(
+        self, x: Tensor, positions: Tensor, tail: Tensor | None, lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        return short_conv(x, self.weight, self.bias, positions, tail, lengths)
+
+
+def rotation(positions: Tensor, config: AttentionConfig) -> tuple[Tensor, Tensor]:
+    """cos and sin [B, T, 1, rotated_size / 2] of position * wavelength^(-2i / rotated_size), in float32."""
+    half = config.rotated_size // 2
+    exponent = torch.arange(half, dtype=torch.float32, device=positions.device) / max(half, 1)
+    angle = positions[..., None, None].float() * config.rope_wavelength**-exponent
+    return torch.cos(angle), torch.sin(angle)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE on the first channels of each head of x [B, T, N, H]: channel i is paired with i + rotated_size / 2."""
+    half = cos.shape[-1]
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
