@@ -14,6 +14,10 @@ DecayRange = Literal["decay", "decay_to_the_eighth"]
 RG_LRU_EXPONENT = 8.0
 """c of the RG-LRU: log a_t = -c * r_t * softplus(a_param) (Griffin paper, equation 6)."""
 
+MAX_SIZE, MAX_LAYERS = 2**31, 10_000
+MIN_NUMBER, MAX_NUMBER = 1e-30, 1e30
+"""Bounds far outside every real model: a damaged configuration is refused before anything is computed from it."""
+
 
 class ConfigError(GriffinError):
     """A model configuration that no model can have; the message names the field, the value and what is allowed."""
@@ -33,7 +37,7 @@ class RecurrentConfig:
     """Which quantity starts uniform on the ring [0.9, 0.999]: the decay a (DeepMind's code) or a^8 (the paper)."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "width", "num_gate_blocks")
+        _check_values(self, "recurrent.")
         if self.num_conv_taps < 2:
             raise ConfigError(f"recurrent.num_conv_taps is {self.num_conv_taps}; it must be at least 2")
         if self.width % self.num_gate_blocks:
@@ -42,7 +46,7 @@ class RecurrentConfig:
             )
         if self.initial_decay_range not in get_args(DecayRange):
             raise ConfigError(
-                f"recurrent.initial_decay_range is {self.initial_decay_range!r}; "
+                f"recurrent.initial_decay_range is {_shown(self.initial_decay_range)}; "
                 f"allowed are {', '.join(get_args(DecayRange))}"
             )
 
@@ -60,16 +64,12 @@ class AttentionConfig:
     rope_wavelength: float = 10_000.0
 
     def __post_init__(self) -> None:
-        _require_positive(self, "num_heads", "head_size")
-        if self.window_tokens is not None and self.window_tokens < 1:
-            raise ConfigError(f"attention.window_tokens is {self.window_tokens}; it must be at least 1")
-        if not 0.0 <= self.rope_fraction <= 1.0 or self.rotated_size % 2:
+        _check_values(self, "attention.", may_be_zero=("rope_fraction",))
+        if self.rope_fraction > 1.0 or self.rotated_size % 2:
             raise ConfigError(
                 f"attention.rope_fraction is {self.rope_fraction} of a head of {self.head_size}; "
                 "it must lie in 0..1 and rotate an even number of channels"
             )
-        if not self.rope_wavelength > 0.0 or not math.isfinite(self.rope_wavelength):
-            raise ConfigError(f"attention.rope_wavelength is {self.rope_wavelength}; it must be positive")
 
     @property
     def rotated_size(self) -> int:
@@ -113,12 +113,12 @@ class ModelConfig:
     norm_epsilon: float = 1e-6
 
     def __post_init__(self) -> None:
-        _require_positive(self, "vocab_size", "width", "num_layers", "mlp_hidden")
+        _check_values(self, "")
         if not self.block_pattern:
             raise ConfigError("block_pattern is empty; it must name at least one block kind")
         for kind in self.block_pattern:
             if kind not in get_args(BlockKind):
-                raise ConfigError(f"block_pattern holds {kind!r}; allowed are {', '.join(get_args(BlockKind))}")
+                raise ConfigError(f"block_pattern holds {_shown(kind)}; allowed are {', '.join(get_args(BlockKind))}")
         kinds = set(self.block_kinds)
         if ("recurrent" in kinds) != (self.recurrent is not None):
             raise ConfigError("recurrent sizes must be given exactly where the pattern has recurrent blocks")
@@ -126,10 +126,6 @@ class ModelConfig:
             raise ConfigError("attention sizes must be given exactly where the pattern has attention blocks")
         if self.attention is not None and ("local_attention" in kinds) != (self.attention.window_tokens is not None):
             raise ConfigError("attention.window_tokens must be given exactly where the pattern has local_attention")
-        for name in ("embedding_scale", "norm_epsilon", "logit_soft_cap"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0.0):
-                raise ConfigError(f"{name} is {value}; it must be a positive number")
 
     @property
     def block_kinds(self) -> tuple[BlockKind, ...]:
@@ -218,13 +214,12 @@ class ModelConfig:
         Raises:
             ConfigError: a field is unknown, missing, of the wrong type, or out of range.
         """
-        fields = _checked_fields(cls, "", values)
-        if not isinstance(fields["block_pattern"], list | tuple):
-            raise ConfigError(f"block_pattern is {fields['block_pattern']!r}; it must be a list of block kinds")
-        fields["block_pattern"] = tuple(fields["block_pattern"])
+        fields = _checked_names(cls, "", values)
+        if isinstance(fields["block_pattern"], list):
+            fields["block_pattern"] = tuple(fields["block_pattern"])
         for name, part in (("recurrent", RecurrentConfig), ("attention", AttentionConfig)):
             if fields.get(name) is not None:
-                fields[name] = part(**_checked_fields(part, f"{name}.", fields[name]))
+                fields[name] = part(**_checked_names(part, f"{name}.", fields[name]))
         return cls(**fields)
 
     @classmethod
@@ -247,34 +242,62 @@ def _linear_shapes(name: str, out: int, into: int, *, bias: bool) -> dict[str, t
     return {**shapes, f"{name}.bias": (out,)} if bias else shapes
 
 
-def _require_positive(config: object, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) < 1:
-            raise ConfigError(f"{name} is {getattr(config, name)}; it must be at least 1")
+def _shown(value: object) -> str:
+    """`value` for a message: short and on one line."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"an integer of {value.bit_length()} bits"
+    if not isinstance(value, str | int | float | None):
+        return f"a {type(value).__name__}"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-_ALLOWED_TYPES: dict[Any, tuple[type, ...]] = {
-    int: (int,),
-    float: (int, float),
-    bool: (bool,),
-    int | None: (int, type(None)),
-    float | None: (int, float, type(None)),
-    DecayRange: (str,),
+_KINDS_OF_VALUE: dict[Any, tuple[str, tuple[type, ...]]] = {
+    int: ("an integer", (int,)),
+    float: ("a number", (int, float)),
+    bool: ("true or false", (bool,)),
+    DecayRange: ("a name", (str,)),
+    tuple[BlockKind, ...]: ("a list of block kinds", (tuple,)),
+    RecurrentConfig | None: ("recurrent sizes or null", (RecurrentConfig, type(None))),
+    AttentionConfig | None: ("attention sizes or null", (AttentionConfig, type(None))),
+    int | None: ("an integer or null", (int, type(None))),
+    float | None: ("a number or null", (int, float, type(None))),
 }
+"""What may stand in a field of each annotated type: in words, and as classes."""
 
 
-def _checked_fields(cls: type, prefix: str, values: object) -> dict[str, Any]:
-    """`values` as keyword arguments of the dataclass `cls`, or a ConfigError naming everything wrong with the names."""
+def _check_values(config: Any, prefix: str, may_be_zero: tuple[str, ...] = ()) -> None:
+    """Every field of the dataclass `config` has its annotated type; integers are sizes, numbers positive and finite."""
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), prefix + field.name
+        words, allowed = _KINDS_OF_VALUE[field.type]
+        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+            raise ConfigError(f"{name} is {_shown(value)}; it must be {words}")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if float in allowed:
+            if not MIN_NUMBER <= value <= MAX_NUMBER and not (value == 0 and field.name in may_be_zero):
+                raise ConfigError(f"{name} is {_shown(value)}; it must be a positive number up to {MAX_NUMBER:g}")
+        else:
+            largest = MAX_LAYERS if field.name == "num_layers" else MAX_SIZE
+            if not 1 <= value <= largest:
+                raise ConfigError(f"{name} is {_shown(value)}; it must lie in 1..{largest}")
+
+
+def _checked_names(cls: type, prefix: str, values: object) -> dict[str, Any]:
+    """`values` as keyword arguments of the dataclass `cls`, or a ConfigError naming all unknown and missing fields."""
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{prefix or 'the configuration'} is {type(values).__name__}; it must be a table of fields")
+        raise ConfigError(
+            f"{prefix.rstrip('.') or 'the configuration'} is {_shown(values)}; it must be a table of fields"
+        )
     fields = {field.name: field for field in dataclasses.fields(cls)}
-    unknown = [str(name) for name in values if name not in fields]
-    missing = [n for n, f in fields.items() if n not in values and f.default is dataclasses.MISSING]
-    if unknown or missing:
-        faults = [f"unknown {prefix}{n}" for n in unknown] + [f"missing {prefix}{n}" for n in missing]
-        raise ConfigError(f"the configuration has faults: {', '.join(faults)}; allowed are {', '.join(fields)}")
-    for name, value in values.items():
-        allowed = _ALLOWED_TYPES.get(fields[name].type)
-        if allowed and (not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed)):
-            raise ConfigError(f"{prefix}{name} is {value!r}; it must be {' or '.join(t.__name__ for t in allowed)}")
+    faults = [f"unknown {prefix}{_shown(name)}" for name in values if name not in fields]
+    faults += [
+        f"missing {prefix}{n}" for n, f in fields.items() if n not in values and f.default is dataclasses.MISSING
+    ]
+    if faults:
+        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise ConfigError(
+            f"the configuration has faults: {', '.join(faults[:5])}{more}; allowed are {', '.join(fields)}"
+        )
     return dict(values)

@@ -80,7 +80,12 @@ class AttentionBlock(nn.Module):
         cos, sin = rotation(layout.positions, self.config)
         query = rotate(self.query(x).unflatten(-1, (self.config.num_heads, self.config.head_size)), cos, sin)
         key, value = rotate(self.key(x)[:, :, None], cos, sin)[:, :, 0], self.value(x)
-        ring = None if state is None else (state.keys, state.values, layout.num_before)
+        ring = None
+        if state is not None:
+            ring = (state.keys, state.values, layout.num_before)
+            # What the ring will hold is what this call sees too, or a chunk would differ from its tokens one by one.
+            key = key.to(state.keys.dtype).to(key.dtype)
+            value = value.to(state.values.dtype).to(value.dtype)
         out = attention(query, key, value, layout.positions, self.window_tokens, ring)
         if state is None:
             num_slots = x.shape[1] if self.window_tokens is None else self.window_tokens

@@ -1,17 +1,15 @@
 """Griffin: the one model class. Hawk, RecurrentGemma and Gemma are values of its configuration."""
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from griffinlm.config import ModelConfig
+from griffinlm.executor import LogitsChoice
 from griffinlm.model.blocks import BlockState, Layout, ResidualBlock
 from griffinlm.model.layers import RMSNorm
-
-LogitsChoice = Literal["all", "last", "none"]
-
 
 class GriffinState(NamedTuple):
     """Everything the model remembers of its rows. Passed in, returned anew, never changed in place."""

@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from griffinlm.config import RG_LRU_EXPONENT
 from griffinlm.kernels.linear_scan.reference import SQRT_GRADIENT_FLOOR
@@ -74,6 +75,7 @@ class _RgLru(torch.autograd.Function):
         return y.to(x.dtype, copy=True), h[:, -1].clone()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, *gradients):
         dy, dfinal = gradients
         x, input_gate, recurrence_gate, a_param, reset, initial, lengths, h = ctx.saved_tensors

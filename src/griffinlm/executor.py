@@ -1,0 +1,124 @@
+"""The protocol between whoever turns requests into tokens and whoever owns the memory of the model."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from griffinlm.config import ModelConfig
+from griffinlm.errors import GriffinError
+
+LogitsChoice = Literal["all", "last", "none"]
+
+
+class ExecutorError(GriffinError):
+    """Tokens, positions or states that an executor cannot take."""
+
+
+class Executor(Protocol):
+    """Slots that each hold the state of one conversation. Everybody else sees slot numbers and arrays."""
+
+    num_slots: int
+
+    def prefill(
+        self, slots: Sequence[int], tokens: np.ndarray, positions: np.ndarray | None, logits: LogitsChoice
+    ) -> np.ndarray | None:
+        """Reads tokens [rows, tokens] into the slots.
+
+        Args:
+            positions: [rows, tokens], 0 at the start of a document, -1 for padding, any other continues by one; None
+                continues every row without padding.
+            logits: "all" gives [rows, tokens, vocab], "last" those of each row's last real token [rows, 1, vocab].
+        """
+        ...
+
+    def step(self, slots: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
+        """Reads one token a slot and gives the logits after it, float32 [rows, vocab]."""
+        ...
+
+    def mark(self, slot: int) -> Any:
+        """Remembers the slot's present state."""
+        ...
+
+    def rollback(self, slot: int, mark: Any) -> None:
+        """Puts the slot back to a mark taken of it; the mark stays good."""
+        ...
+
+    def export_state(self, slot: int) -> dict[str, np.ndarray]:
+        """Copies of the arrays of a state with one row, as in `state.state_layout`, nothing pending."""
+        ...
+
+    def import_state(self, slot: int, arrays: dict[str, np.ndarray]) -> None:
+        """Fills the slot from arrays as `export_state` gives them."""
+        ...
+
+    def release(self, slot: int) -> None:
+        """Empties the slot, so that the next conversation finds nothing of the last."""
+        ...
+
+
+class Engine(Protocol):
+    """The weights of a model, ready to run. Executors made from one engine share them."""
+
+    config: ModelConfig
+    precision: str
+    """Type of weights and activations."""
+    window_dtype: str
+    """Type of attention's keys and values in the state."""
+
+    def executor(self, num_slots: int, capacity: int | None = None) -> Executor:
+        """New slots, all empty."""
+        ...
+
+
+def check_prefill(
+    config: ModelConfig,
+    tokens: np.ndarray,
+    positions: np.ndarray | None,
+    num_tokens: np.ndarray,
+    capacity: int | None,
+) -> None:
+    """Refuses what no engine may compute on.
+
+    Args:
+        num_tokens: [rows], tokens of each row's document read so far.
+
+    Raises:
+        ExecutorError: wrong shape or type, an id outside the vocabulary, a position that neither starts a document, pads
+            nor continues, or one past the capacity.
+    """
+    if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
+        raise ExecutorError(f"token ids are {tokens.dtype}{list(tokens.shape)}; they must be whole numbers [rows, tokens]")
+    if not tokens.shape[1]:
+        raise ExecutorError("there are no tokens; at least one a row must be given")
+    if positions is None:
+        real = np.ones(tokens.shape, bool)
+        newest = num_tokens + tokens.shape[1] - 1
+    else:
+        if positions.shape != tokens.shape or positions.dtype.kind != "i":
+            raise ExecutorError(
+                f"positions are {positions.dtype}{list(positions.shape)}; they must be signed whole numbers {list(tokens.shape)}"
+            )
+        real = positions >= 0
+        _check_continuation(positions, num_tokens)
+        newest = positions.max(axis=1)
+    wrong = tokens[real & ((tokens < 0) | (tokens >= config.vocab_size))]
+    if wrong.size:
+        raise ExecutorError(f"token id {wrong[0]} is not in the vocabulary; ids are 0 to {config.vocab_size - 1}")
+    if capacity is not None and newest.max() >= capacity:
+        raise ExecutorError(
+            f"the conversation reaches {newest.max() + 1} tokens; the state's capacity is {capacity}",
+            hint="make the state with a larger capacity",
+        )
+
+
+def _check_continuation(positions: np.ndarray, num_tokens: np.ndarray) -> None:
+    if positions.min() < -1:
+        raise ExecutorError(f"position {positions.min()} is below -1; -1 is padding and 0 starts a document")
+    for row, before in zip(positions, num_tokens, strict=True):
+        real = row[row >= 0]
+        expected = np.concatenate([[before], real[:-1] + 1])
+        wrong = np.flatnonzero((real != expected) & (real != 0))
+        if wrong.size:
+            at = wrong[0]
+            raise ExecutorError(f"position {real[at]} continues no document; here it must be {expected[at]}, 0 or -1")

@@ -1,0 +1,135 @@
+"""Answers to prompts: requests to a scheduler, their tokens back to text."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, TypedDict
+
+import numpy as np
+
+from griffinlm.errors import GriffinError
+from griffinlm.executor import Executor
+from griffinlm.generation.completion import Completion, Generation, with_last_pending
+from griffinlm.generation.request import FinishReason, Request
+from griffinlm.generation.sampling import Sampler, SamplingParameters
+from griffinlm.generation.scheduler import Scheduler
+from griffinlm.state import State
+from griffinlm.text import StopStrings, Tokenizer
+
+
+class GenerationError(GriffinError):
+    """An option of generation that is unknown or out of its range."""
+
+
+class Options(TypedDict, total=False):
+    """The options of `LanguageModel.generate` and `stream`, by keyword; see `SamplingParameters` for the sampling ones."""
+
+    max_tokens: int
+    min_tokens: int
+    stop: str | Sequence[str]
+    log_probabilities: int | None
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    seed: int | None
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    max_tokens: int = 256
+    min_tokens: int = 0
+    """Tokens before which no end token is chosen."""
+    stop: tuple[str, ...] = ()
+    log_probabilities: int | None = None
+    """How many alternatives to report beside the log-probability of each chosen token; None reports nothing."""
+    sampling: SamplingParameters = field(default_factory=SamplingParameters)
+
+    @classmethod
+    def of(cls, options: Options) -> "GenerationOptions":
+        """Checked options.
+
+        Raises:
+            GenerationError, SamplingError: an option is unknown, of the wrong type or out of range.
+        """
+        own = {field.name for field in fields(cls)} - {"sampling"}
+        sampling = {field.name for field in fields(SamplingParameters)}
+        unknown = [name for name in options if name not in own | sampling]
+        if unknown:
+            raise GenerationError(
+                f"unknown option {unknown[0]!r}; allowed are {', '.join(sorted(own | sampling | {'state'}))}"
+            )
+        values: dict[str, Any] = {name: value for name, value in options.items() if name in own}
+        stop = values.get("stop") or ()
+        values["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
+        parameters = SamplingParameters(**{name: value for name, value in options.items() if name in sampling})
+        return cls(**values, sampling=parameters)
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_tokens", 1), ("min_tokens", 0), ("log_probabilities", 0)):
+            value = getattr(self, name)
+            if value is None and name == "log_probabilities":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise GenerationError(f"{name} is {value!r}; it must be a whole number, {least} or above")
+        for text in self.stop:
+            if not isinstance(text, str) or not text:
+                raise GenerationError(f"stop is {text!r}; a stop string must be text of at least one character")
+
+
+class Answers:
+    """The answers to several prompts, written side by side on one executor.
+
+    Args:
+        executor: one slot a prompt, all empty.
+        prompts: ids to read, the pending token of a state first.
+        states: where each conversation stands; None is its beginning.
+        make_state: turns the arrays of one row into a State of the model.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        prompts: Sequence[list[int]],
+        states: Sequence[State | None],
+        options: GenerationOptions,
+        tokenizer: Tokenizer | None,
+        make_state: Callable[[dict[str, np.ndarray]], State],
+    ) -> None:
+        self._scheduler = Scheduler(executor, lambda ids: np.asarray([ids], np.int64))
+        self._make_state = make_state
+        self._completions: dict[Request, Completion] = {}
+        self._results: dict[Request, Generation] = {}
+        end_ids = frozenset() if tokenizer is None else tokenizer.end_ids
+        for prompt, state in zip(prompts, states, strict=True):
+            read = 0 if state is None else int(state.num_tokens[0])
+            sampler = Sampler(
+                options.sampling, prompt, read + len(prompt), end_ids, options.min_tokens, options.log_probabilities
+            )
+            arrays = None if state is None else state.arrays()
+            request = Request(prompt, sampler, options.max_tokens, end_ids, arrays)
+            stream = None if tokenizer is None else tokenizer.stream()
+            self._completions[request] = Completion(stream, StopStrings(options.stop), sampler)
+            self._scheduler.submit(request)
+
+    def pieces(self) -> Iterator[tuple[int, str]]:
+        """Runs to the end; gives text as it is set free, with the index of its prompt."""
+        index = {request: i for i, request in enumerate(self._completions)}
+        while self._scheduler.busy:
+            for event in self._scheduler.step():
+                completion = self._completions[event.request]
+                piece, stopped = completion.push(event)
+                reason: FinishReason | None = "stop" if stopped else event.finish_reason
+                if reason is not None:
+                    arrays = event.state or self._scheduler.cancel(event.request)
+                    assert arrays is not None
+                    state = self._make_state(with_last_pending(arrays, event.token))
+                    self._results[event.request] = completion.result(reason, state)
+                if piece:
+                    yield index[event.request], piece
+
+    def results(self) -> list[Generation]:
+        """The answers in the order of the prompts, once `pieces` has run to its end."""
+        return [self._results[request] for request in self._completions]

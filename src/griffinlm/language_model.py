@@ -1,0 +1,324 @@
+"""The library's face: load a model, read, write, score, keep its state."""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Unpack, overload
+
+import numpy as np
+
+from griffinlm.checkpoint import Checkpoint, open_checkpoint
+from griffinlm.config import ModelConfig
+from griffinlm.errors import GriffinError
+from griffinlm.executor import Engine, Executor, ExecutorError, LogitsChoice
+from griffinlm.generation.answering import Answers, GenerationError, GenerationOptions, Options
+from griffinlm.generation.completion import Generation
+from griffinlm.generation.sampling import log_softmax
+from griffinlm.state import NOTHING_PENDING, Fingerprint, Identity, State, StateError, state_layout
+from griffinlm.text import Tokenizer, TokenizerError
+
+BUNDLED_MODELS = Path(__file__).parent / "data"
+FORWARD_CHUNK_TOKENS = 1024
+
+Prompt = str | Sequence[int]
+
+
+class LoadError(GriffinError):
+    """A model that cannot be loaded as asked."""
+
+
+class LanguageModel:
+    """A model ready to run, with its tokenizer where it has one. Holds no conversation: states go in and come out."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer | None, weights_digest: Callable[[], str]) -> None:
+        self.engine = engine
+        self._tokenizer = tokenizer
+        self.identity = Identity(
+            lambda: Fingerprint(
+                weights=weights_digest(),
+                precision=engine.precision,
+                window_dtype=engine.window_dtype,
+                tokenizer="" if tokenizer is None else tokenizer.digest,
+            )
+        )
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.engine.config
+
+    @property
+    def precision(self) -> str:
+        return self.engine.precision
+
+    @property
+    def window_dtype(self) -> str:
+        return self.engine.window_dtype
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Raises TokenizerError where the model directory has none."""
+        if self._tokenizer is None:
+            raise TokenizerError(
+                "this model has no tokenizer, so it takes token ids only",
+                hint="put tokenizer.json or tokenizer.model into the model directory",
+            )
+        return self._tokenizer
+
+    def new_state(self, rows: int = 1, capacity: int | None = None) -> State:
+        """The state of rows that have read nothing.
+
+        Args:
+            capacity: tokens to keep room for; needed by models with global attention, refused by the others.
+        """
+        if rows < 1:
+            raise StateError(f"rows is {rows}; a state has at least 1")
+        layout = state_layout(self.config, rows, capacity, self.window_dtype, self.precision)
+        arrays = {name: np.zeros(spec.shape, spec.dtype) for name, spec in layout.items()}
+        arrays["pending"][:] = NOTHING_PENDING
+        return State(arrays, self.identity)
+
+    def forward(
+        self,
+        token_ids: Any,
+        state: State | None = None,
+        positions: Any = None,
+        logits: LogitsChoice = "all",
+    ) -> tuple[np.ndarray | None, State]:
+        """Reads tokens on from a state; the state passed in is unchanged.
+
+        Args:
+            token_ids: whole numbers [rows, tokens].
+            positions: [rows, tokens], 0 at the start of a document, -1 for padding, any other continues by one; None
+                continues every row.
+            logits: "all" gives float32 [rows, tokens, vocab], "last" [rows, 1, vocab] after each row's last real token,
+                "none" gives None.
+
+        Raises:
+            GriffinError: tokens, positions or state do not fit the model or each other, or the state has a pending token.
+        """
+        tokens = np.asarray(token_ids)
+        places = None if positions is None else np.asarray(positions)
+        if tokens.ndim != 2 or not tokens.size:
+            raise ExecutorError(f"token ids have shape {list(tokens.shape)}; they must be [rows, tokens], at least one each")
+        if logits not in ("all", "last", "none"):
+            raise ExecutorError(f"logits is {logits!r}; allowed are all, last, none")
+        self._check_state(state, len(tokens))
+        if state is not None and state.pending.max() != NOTHING_PENDING:
+            raise StateError(
+                f"the state has a pending token ({state.pending.max()}) that the model has not read",
+                hint="generate, stream and read consume it; or read it as the first of your tokens, with state.with_pending([-1])",
+            )
+        executor = self._executor(state, len(tokens), tokens.shape[1])
+        out = _prefill(executor, range(len(tokens)), tokens, places, logits)
+        return out, self._export(executor)
+
+    @overload
+    def generate(self, prompt: str, *, state: State | None = None, **options: Unpack[Options]) -> Generation: ...
+    @overload
+    def generate(
+        self, prompt: Sequence[int] | Sequence[Prompt], *, state: State | None = None, **options: Unpack[Options]
+    ) -> Any: ...
+    def generate(
+        self, prompt: Prompt | Sequence[Prompt], *, state: State | None = None, **options: Unpack[Options]
+    ) -> Generation | list[Generation]:
+        """Continues a prompt, or several side by side (one row of the state each); every answer is as if alone.
+
+        Without a state the prompt begins with BOS; with one it goes on where the state stands, its pending token first.
+        Text never becomes control tokens; ids are taken as they are, without BOS.
+
+        Args:
+            prompt: text, or a list of ids; or a list of these.
+            options: max_tokens (256), min_tokens, stop, log_probabilities, and the fields of `SamplingParameters`.
+        """
+        several = not isinstance(prompt, str) and (not prompt or not isinstance(prompt[0], int | np.integer))
+        prompts: Sequence[Any] = prompt if several else [prompt]
+        if not prompts:
+            raise GenerationError("there are no prompts; at least one must be given")
+        answers = self._answers(prompts, state, options)
+        for _ in answers.pieces():
+            pass
+        return answers.results() if several else answers.results()[0]
+
+    def stream(self, prompt: Prompt, *, state: State | None = None, **options: Unpack[Options]) -> "Stream":
+        """Pieces of text as they are written, joined exactly the text of `generate`; then `.generation` is the whole."""
+        return Stream(self._answers([prompt], state, options))
+
+    def read(self, text: Prompt, state: State | None = None) -> State:
+        """The state after reading text (or ids), its pending token first; BOS first where no state is given."""
+        self._check_state(state, 1)
+        ids = self._prompt_ids(text, state, 0)
+        executor = self._executor(state, 1, None)
+        _prefill(executor, [0], np.asarray([ids], np.int64), None, "none")
+        return self._export(executor)
+
+    def score(self, text: Prompt) -> np.ndarray:
+        """log p of every token of a text after those before it, BOS in front: float64 [tokens]. Ids: all but the first."""
+        ids = self._prompt_ids(text, None, 0)
+        executor = self._executor(None, 1, len(ids))
+        found = []
+        for start in range(0, len(ids) - 1, FORWARD_CHUNK_TOKENS):
+            chunk = np.asarray([ids[start : min(start + FORWARD_CHUNK_TOKENS, len(ids) - 1)]], np.int64)
+            logits = executor.prefill([0], chunk, None, "all")
+            assert logits is not None
+            targets = ids[start + 1 : start + 1 + chunk.shape[1]]
+            found.append(log_softmax(logits[0])[np.arange(len(targets)), targets])
+        return np.concatenate(found) if found else np.zeros(0)
+
+    def _answers(self, prompts: Sequence[Prompt], state: State | None, options: Options) -> Answers:
+        checked = GenerationOptions.of(options)
+        self._check_state(state, len(prompts))
+        states = [None if state is None else state.row(row) for row in range(len(prompts))]
+        ids = [self._prompt_ids(prompt, one, row) for row, (prompt, one) in enumerate(zip(prompts, states, strict=True))]
+        room = max(len(one) for one in ids) + checked.max_tokens
+        executor = self.engine.executor(len(ids), self._capacity(state, room))
+        return Answers(executor, ids, states, checked, self._tokenizer, lambda arrays: State(arrays, self.identity))
+
+    def _prompt_ids(self, prompt: Prompt, state: State | None, row: int) -> list[int]:
+        pending = [] if state is None or state.pending[0] == NOTHING_PENDING else [int(state.pending[0])]
+        if isinstance(prompt, str):
+            start = [self.tokenizer.bos_id] if state is None and self.tokenizer.bos_id is not None else []
+            ids = [*pending, *start, *self.tokenizer.encode(prompt)]
+        else:
+            ids = [*pending, *(int(token) for token in prompt)]
+        if not ids:
+            raise GenerationError(
+                f"prompt {row} is empty and its state has no pending token, so there is nothing to go on from",
+                hint="give at least one character or token",
+            )
+        return ids
+
+    def _check_state(self, state: State | None, rows: int) -> None:
+        if state is None:
+            return
+        if not isinstance(state, State):
+            raise StateError(f"state is {type(state).__name__}; it must be a griffinlm.State")
+        if state.rows != rows:
+            raise StateError(f"the state has {state.rows} rows; the tokens have {rows}")
+        if not self.identity.same_as(state.identity):
+            raise StateError("the state belongs to another model, precision, window type or tokenizer")
+
+    def _capacity(self, state: State | None, room: int | None) -> int | None:
+        if not self.config.needs_capacity:
+            return None
+        if state is None:
+            if room is None:
+                raise StateError(
+                    "a model with global attention needs a state with room for the conversation",
+                    hint="pass state=model.new_state(capacity=...)",
+                )
+            return room
+        return next(array.shape[1] for name, array in state.arrays().items() if name.endswith(".keys"))
+
+    def _executor(self, state: State | None, rows: int, room: int | None) -> Executor:
+        executor = self.engine.executor(rows, self._capacity(state, room))
+        if state is not None:
+            for row in range(rows):
+                executor.import_state(row, state.row(row).arrays())
+        return executor
+
+    def _export(self, executor: Executor) -> State:
+        return State.stack([State(executor.export_state(s), self.identity) for s in range(executor.num_slots)])
+
+
+class Stream:
+    """An iterator over the pieces of one answer."""
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
+        self._pieces = answers.pieces()
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._pieces)[1]
+
+    @property
+    def generation(self) -> Generation:
+        """The whole answer with its state; the rest of it is written first if the iterator has not reached its end."""
+        for _ in self._pieces:
+            pass
+        return self._answers.results()[0]
+
+
+def _prefill(
+    executor: Executor, slots: Sequence[int], tokens: np.ndarray, positions: np.ndarray | None, logits: LogitsChoice
+) -> np.ndarray | None:
+    """`executor.prefill` in chunks, so that memory does not grow with the length beyond the logits asked for."""
+    if positions is not None or logits == "all" or tokens.shape[1] <= FORWARD_CHUNK_TOKENS:
+        return executor.prefill(slots, tokens, positions, logits)
+    last = (tokens.shape[1] - 1) // FORWARD_CHUNK_TOKENS * FORWARD_CHUNK_TOKENS
+    for start in range(0, last, FORWARD_CHUNK_TOKENS):
+        executor.prefill(slots, tokens[:, start : start + FORWARD_CHUNK_TOKENS], None, "none")
+    return executor.prefill(slots, tokens[:, last:], None, logits)
+
+
+def load(
+    path_or_name: str | os.PathLike[str] = "eyas",
+    engine: str = "auto",
+    device: str = "cpu",
+    weights: str = "float32",
+    window_dtype: str | None = None,
+    threads: int | None = None,
+) -> LanguageModel:
+    """Loads a model directory, a bundled model by name, or a repository pulled before (`griffin pull`).
+
+    Args:
+        engine: "torch", or "auto": the best one installed.
+        device: where the torch engine runs, as torch names it.
+        weights: precision of weights and activations, "float32" or "bfloat16".
+        window_dtype: type of attention's keys and values in the state, that of the weights where None.
+        threads: CPU threads; None leaves the choice to the engine.
+
+    Raises:
+        GriffinError: no such model, damaged files, or a combination that the engine does not have.
+    """
+    if engine not in ("auto", "torch"):
+        raise LoadError(f"engine is {engine!r}; this version has auto and torch")
+    if threads is not None and threads < 1:
+        raise LoadError(f"threads is {threads}; it must be at least 1")
+    checkpoint = open_checkpoint(find_model(path_or_name))
+    built = _torch_engine(checkpoint, device, weights, window_dtype or weights, threads)
+    tokenizer = None
+    if checkpoint.tokenizer_directory is not None:
+        tokenizer = Tokenizer.from_directory(checkpoint.tokenizer_directory)
+    return LanguageModel(built, tokenizer, checkpoint.digest)
+
+
+def find_model(path_or_name: str | os.PathLike[str]) -> Path:
+    """The directory or file of a model: a path, a bundled model's name, or a repository in the local cache."""
+    path = Path(path_or_name)
+    if path.exists():
+        return path
+    name = os.fspath(path_or_name)
+    if re.fullmatch(r"[a-z0-9-]+", name) and (BUNDLED_MODELS / name / "config.json").exists():
+        return BUNDLED_MODELS / name
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        from griffinlm.checkpoint import pull
+
+        return pull(name, offline=True)
+    raise LoadError(
+        f"there is no model {name!r}",
+        hint="give a model directory, 'eyas' for the bundled model, or an ORGANISATION/NAME that `griffin pull` has fetched",
+    )
+
+
+def _torch_engine(checkpoint: Checkpoint, device: str, weights: str, window_dtype: str, threads: int | None) -> Engine:
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise LoadError("the torch engine is not installed", hint="pip install 'griffinlm[torch]'") from error
+    from griffinlm.model.engine import PRECISIONS, WINDOW_DTYPES, build_engine
+
+    if weights not in PRECISIONS:
+        raise LoadError(f"weights is {weights!r}; engine torch has {', '.join(PRECISIONS)}")
+    if window_dtype not in WINDOW_DTYPES:
+        raise LoadError(f"window_dtype is {window_dtype!r}; engine torch has {', '.join(WINDOW_DTYPES)}")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise LoadError(f"device is {device!r}; torch cannot use it here: {' '.join(str(error).split())[:120]}") from error
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return build_engine(checkpoint.config, checkpoint.tensor, weights, window_dtype, device)

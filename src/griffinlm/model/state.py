@@ -1,0 +1,72 @@
+"""The torch form of a state, and the way between it and named numpy arrays."""
+
+from collections.abc import Iterable, Mapping
+
+import ml_dtypes
+import numpy as np
+import torch
+from torch import Tensor
+
+from griffinlm.config import ModelConfig
+from griffinlm.model.blocks import AttentionState, RecurrentState
+from griffinlm.model.griffin import GriffinState
+from griffinlm.state import NOTHING_PENDING, block_layout
+
+
+def new_state(
+    config: ModelConfig,
+    rows: int,
+    capacity: int | None = None,
+    window_dtype: str = "float32",
+    activation_dtype: str = "float32",
+    device: str | torch.device = "cpu",
+) -> GriffinState:
+    """The state of rows that have read nothing; arguments as in `griffinlm.state.block_layout`."""
+    layout = block_layout(config, rows, capacity, window_dtype, activation_dtype)
+    arrays = {n: torch.zeros(s.shape, dtype=getattr(torch, s.dtype.name), device=device) for n, s in layout.items()}
+    return from_named(config, {"num_tokens": torch.zeros(rows, dtype=torch.int64, device=device), **arrays})
+
+
+def to_named(config: ModelConfig, state: GriffinState) -> dict[str, Tensor]:
+    """The tensors of a state by the names of `griffinlm.state.state_layout`, not copied."""
+    named = {"num_tokens": state.num_tokens}
+    for step in config.plan():
+        block = state.blocks[step.depth]
+        named.update({f"{step.state}.{field}": tensor for field, tensor in block._asdict().items()})
+    return named
+
+
+def from_named(config: ModelConfig, named: Mapping[str, Tensor]) -> GriffinState:
+    """The state made of named tensors, not copied."""
+    blocks = []
+    for step in config.plan():
+        kind = RecurrentState if step.kind == "recurrent" else AttentionState
+        blocks.append(kind(*(named[f"{step.state}.{field}"] for field in kind._fields)))
+    return GriffinState(named["num_tokens"], tuple(blocks))
+
+
+def tensors(state: GriffinState) -> Iterable[Tensor]:
+    """Every tensor of a state, in a fixed order."""
+    yield state.num_tokens
+    for block in state.blocks:
+        yield from block
+
+
+def to_numpy(named: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Copies of tensors as the arrays of a `State` with nothing pending."""
+    arrays = {name: _array(tensor) for name, tensor in named.items()}
+    return {**arrays, "pending": np.full(len(arrays["num_tokens"]), NOTHING_PENDING, np.int64)}
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    tensor = tensor.detach().cpu().contiguous().clone()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
+
+
+def to_tensor(array: np.ndarray) -> Tensor:
+    """A tensor of the array's type on the CPU, sharing its memory."""
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
