@@ -137,7 +137,8 @@ def held_out_bits_per_byte(model: Griffin, tokenizer: Tokenizer, texts: list[str
     bos, bits, num_bytes = tokenizer.token_to_id("<bos>"), 0.0, 0
     for text in texts:
         ids = torch.tensor([[bos, *tokenizer.encode(text, add_special_tokens=False).ids]])[:, : 4 * SEQUENCE_TOKENS]
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        # Eager: every length would be compiled anew.
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), torch.compiler.set_stance("force_eager"):
             logits, _ = model(ids[:, :-1])
         nats = torch.nn.functional.cross_entropy(logits[0].float(), ids[0, 1:], reduction="sum")
         bits += nats.item() / math.log(2)
@@ -149,6 +150,12 @@ def save(path: Path, content: dict) -> None:
     part = path.with_suffix(".part")
     torch.save(content, part)
     os.replace(part, path)
+
+
+def export(model: Griffin, work: Path) -> None:
+    """The model directory, weights in bfloat16, with tokenizer."""
+    tensors = ((name, to_numpy(parameter.to(torch.bfloat16))) for name, parameter in model.named_parameters())
+    write_checkpoint(model.config, tensors, work / "eyas", "griffinlm", tokenizer_directory=work / "tokenizer")
 
 
 def main() -> None:
@@ -217,6 +224,7 @@ def main() -> None:
         if done % arguments.save_every == 0 or done == total:
             content = [stepper.state_dict() for stepper in steppers]
             save(checkpoint, {"model": model.state_dict(), "optimizers": content, "step": done})
+    export(model, arguments.work)
 
 
 if __name__ == "__main__":

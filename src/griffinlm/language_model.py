@@ -20,6 +20,8 @@ from griffinlm.text import Tokenizer, TokenizerError
 
 BUNDLED_MODELS = Path(__file__).parent / "data"
 FORWARD_CHUNK_TOKENS = 1024
+SCORED_LOGITS_AT_MOST = 1 << 25
+"""Logits held at once while scoring (128 MiB of float32), whatever the vocabulary."""
 
 Prompt = str | Sequence[int]
 
@@ -156,9 +158,10 @@ class LanguageModel:
         """log p of every token of a text after those before it, BOS in front: float64 [tokens]. Ids: all but the first."""
         ids = self._prompt_ids(text, None, 0)
         executor = self._executor(None, 1, len(ids))
+        size = max(1, min(FORWARD_CHUNK_TOKENS, SCORED_LOGITS_AT_MOST // self.config.vocab_size))
         found = []
-        for start in range(0, len(ids) - 1, FORWARD_CHUNK_TOKENS):
-            chunk = np.asarray([ids[start : min(start + FORWARD_CHUNK_TOKENS, len(ids) - 1)]], np.int64)
+        for start in range(0, len(ids) - 1, size):
+            chunk = np.asarray([ids[start : min(start + size, len(ids) - 1)]], np.int64)
             logits = executor.prefill([0], chunk, None, "all")
             assert logits is not None
             targets = ids[start + 1 : start + 1 + chunk.shape[1]]

@@ -1,0 +1,9 @@
+"""Checkpoints: one table of names a format, read and written; initial values; fetching from the hub."""
+
+from griffinlm.checkpoint.checkpoint import Checkpoint as Checkpoint
+from griffinlm.checkpoint.checkpoint import open_checkpoint as open_checkpoint
+from griffinlm.checkpoint.config_file import read_config_file as read_config_file
+from griffinlm.checkpoint.errors import CheckpointError as CheckpointError
+from griffinlm.checkpoint.initial import initial_tensors as initial_tensors
+from griffinlm.checkpoint.pull import pull as pull
+from griffinlm.checkpoint.write import write_checkpoint as write_checkpoint

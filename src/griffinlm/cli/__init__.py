@@ -1,0 +1,1 @@
+"""The command `griffin`: one thin file a command, imported when it is asked for."""

@@ -1,7 +1,7 @@
 """From logits to a token: penalties, temperature, the cuts top-k, top-p and min-p, and a draw that needs no memory."""
 
-import math
 import secrets
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -46,7 +46,7 @@ class SamplingParameters:
                 continue
             if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
                 raise SamplingError(f"{field.name} is {value!r}; it must be a {'whole ' if whole else ''}number")
-            if not math.isfinite(value):
+            if not whole and not abs(value) <= sys.float_info.max:
                 raise SamplingError(f"{field.name} is {value}; it must be finite")
         self._require("repetition_penalty", self.repetition_penalty > 0, "above 0")
         self._require("temperature", self.temperature >= 0, "0 or above")

@@ -1,0 +1,68 @@
+"""config.json of a checkpoint directory: ours, or Hugging Face's of a supported model type."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+from griffinlm.checkpoint.errors import CheckpointError, reading
+from griffinlm.checkpoint.huggingface_config import MODEL_TYPES, from_huggingface
+from griffinlm.config import ConfigError, ModelConfig
+
+CONFIG_FILE = "config.json"
+ModelType = Literal["griffinlm", "recurrent_gemma", "gemma"]
+OUR_MODEL_TYPE: ModelType = "griffinlm"
+FORMAT_VERSION = 1
+"""Raised when a config.json of ours changes its meaning; a reader refuses every other version."""
+
+
+class ConfigFile(NamedTuple):
+    """A config.json that has been read."""
+
+    model_type: ModelType
+    config: ModelConfig
+
+
+def read_config_file(path: Path) -> ConfigFile:
+    """The model that a config.json describes.
+
+    Raises:
+        CheckpointError: the file cannot be read, is not JSON, or describes no supported model.
+    """
+    values = read_json_table(path)
+    model_type = values.get("model_type")
+    supported = (OUR_MODEL_TYPE, *MODEL_TYPES)
+    if model_type not in supported:
+        found = f"model_type is {model_type!r}" if "model_type" in values else "model_type is missing"
+        raise CheckpointError(f"{path}: {found}; supported are {', '.join(supported)}")
+    try:
+        config = _our_config(values) if model_type == OUR_MODEL_TYPE else from_huggingface(values)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}", error.hint) from error
+    except OverflowError as error:
+        raise CheckpointError(f"{path}: a number in it is out of range") from error
+    return ConfigFile(cast(ModelType, model_type), config)
+
+
+def read_json_table(path: Path) -> dict[str, Any]:
+    """A JSON file whose outermost value is a table.
+
+    Raises:
+        CheckpointError: the file cannot be read, or holds something else.
+    """
+    with reading(path):
+        values = json.loads(path.read_bytes())
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds a {type(values).__name__}; it must be a table of fields")
+    return values
+
+
+def our_fields(config: ModelConfig) -> dict[str, Any]:
+    """The fields of a config.json of ours."""
+    return {"model_type": OUR_MODEL_TYPE, "format_version": FORMAT_VERSION, **config.to_dict()}
+
+
+def _our_config(values: dict[str, Any]) -> ModelConfig:
+    version = values.get("format_version")
+    if version != FORMAT_VERSION or isinstance(version, bool):
+        raise ConfigError(f"format_version is {version!r}; this version of griffinlm reads {FORMAT_VERSION}")
+    return ModelConfig.from_dict({k: v for k, v in values.items() if k not in ("model_type", "format_version")})

@@ -1,0 +1,134 @@
+"""Directories of safetensors: one file, or shards with an index."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import ml_dtypes  # noqa: F401  (gives numpy the type that safetensors asks of it for bfloat16)
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from griffinlm.checkpoint.config_file import read_json_table
+from griffinlm.checkpoint.errors import CheckpointError, faults_error, reading
+from griffinlm.checkpoint.tensor_source import TensorInfo
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+SHARD_BYTES = 2 << 30
+
+_TYPE_NAMES = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint"}
+
+
+class SafetensorsDirectory:
+    """The tensors of a directory, read one by one. Headers are read at once, so damage to one shows on opening."""
+
+    def __init__(self, directory: Path) -> None:
+        """Opens `model.safetensors`, or the shards of its index.
+
+        Raises:
+            CheckpointError: a file is missing or damaged, or the index and the shards disagree.
+        """
+        self.tensors: dict[str, TensorInfo] = {}
+        self._file_of: dict[str, Path] = {}
+        self._open: dict[Path, safe_open] = {}
+        index_file = directory / INDEX_FILE
+        if not index_file.is_file():
+            self._add(directory / SINGLE_FILE)
+            return
+        placed = _weight_map(index_file)
+        missing = [name for name in sorted(set(placed.values())) if not (directory / name).is_file()]
+        if missing:
+            raise faults_error(index_file, [f"shard {name} is missing" for name in missing])
+        for name in sorted(set(placed.values())):
+            self._add(directory / name)
+        misplaced = [
+            f"{tensor} is not in {file}"
+            for tensor, file in placed.items()
+            if self._file_of.get(tensor) != directory / file
+        ]
+        unlisted = [
+            f"{tensor} is in {self._file_of[tensor].name}, but not in the index"
+            for tensor in self.tensors
+            if tensor not in placed
+        ]
+        if misplaced or unlisted:
+            raise faults_error(index_file, misplaced + unlisted)
+
+    def _add(self, file: Path) -> None:
+        with reading(file):
+            opened = safe_open(file, framework="numpy")
+            for name in opened.keys():  # noqa: SIM118  (an open file is no mapping)
+                if name in self.tensors:
+                    raise CheckpointError(f"{name} is both in {self._file_of[name].name} and in {file.name}")
+                part = opened.get_slice(name)
+                self.tensors[name] = TensorInfo(_type_name(part.get_dtype()), tuple(part.get_shape()))
+                self._file_of[name] = file
+        self._open[file] = opened
+
+    def read(self, name: str) -> np.ndarray:
+        """The values of one tensor; see `TensorSource.read`."""
+        file = self._file_of[name]
+        with reading(file):
+            return self._open[file].get_tensor(name)
+
+
+def _weight_map(index_file: Path) -> dict[str, str]:
+    placed = read_json_table(index_file).get("weight_map")
+    if not isinstance(placed, dict) or not placed or not all(isinstance(file, str) for file in placed.values()):
+        raise CheckpointError(f"{index_file}: weight_map is missing or no table of tensor names and file names")
+    for file in placed.values():
+        # A name that leads out of the directory would let an index open any file of the machine.
+        if not re.fullmatch(r"[\w.-]+\.safetensors", file):
+            raise CheckpointError(f"{index_file}: shard {file!r} is no plain name of a .safetensors file")
+    return placed
+
+
+def _type_name(name: str) -> str:
+    """`bfloat16` for the header's `BF16`; a name that does not follow this form as it is."""
+    kind = re.fullmatch(r"([A-Z]+)(\d+)", name)
+    return _TYPE_NAMES.get(kind[1], kind[1]) + kind[2] if kind else name
+
+
+def write_safetensors(
+    directory: Path, tensors: Iterable[tuple[str, np.ndarray]], metadata: Mapping[str, str], shard_bytes: int
+) -> None:
+    """Writes the tensors as they come; at most `shard_bytes`, or one larger tensor, are held in memory.
+
+    Raises:
+        OSError: the system refuses to write.
+    """
+    shards: list[tuple[Path, list[str]]] = []
+    held: dict[str, np.ndarray] = {}
+    num_bytes = total_bytes = 0
+
+    def flush() -> None:
+        file = directory / f"{len(shards)}.safetensors"
+        try:
+            save_file(held, file, dict(metadata))
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+        shards.append((file, list(held)))
+        held.clear()
+
+    for name, values in tensors:
+        if held and num_bytes + values.nbytes > shard_bytes:
+            flush()
+            num_bytes = 0
+        # The writer copies memory as it lies, so a transposed view must be laid out first.
+        held[name] = np.ascontiguousarray(values)
+        num_bytes += values.nbytes
+        total_bytes += values.nbytes
+    flush()
+
+    if len(shards) == 1:
+        shards[0][0].rename(directory / SINGLE_FILE)
+        return
+    placed: dict[str, str] = {}
+    for number, (file, names) in enumerate(shards, start=1):
+        final = file.with_name(f"model-{number:05}-of-{len(shards):05}.safetensors")
+        file.rename(final)
+        placed |= dict.fromkeys(names, final.name)
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": placed}
+    (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")

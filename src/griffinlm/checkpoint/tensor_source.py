@@ -1,0 +1,57 @@
+"""What every container of tensors offers a checkpoint, and the element types that weights may have."""
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+import ml_dtypes
+import numpy as np
+
+WEIGHT_TYPES: dict[str, np.dtype] = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
+WEIGHT_TYPES_TEXT = "float32, bfloat16 or float16"
+
+_VALUES_A_CHECK = 1 << 20
+
+
+class TensorInfo(NamedTuple):
+    """What a container says of a tensor before it is read."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{list(self.shape)} {self.dtype}"
+
+
+class TensorSource(Protocol):
+    """A container, open for reading by the names of its own format."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor of the container."""
+        ...
+
+    def read(self, name: str) -> np.ndarray:
+        """The values of one tensor, in the type of the file.
+
+        Raises:
+            CheckpointError: the container is damaged.
+        """
+        ...
+
+
+def is_finite(values: np.ndarray) -> bool:
+    """Whether no value is NaN or infinite, in pieces, so that a large tensor needs no second copy of its size."""
+    flat = values.reshape(-1)
+    pieces = (flat[start : start + _VALUES_A_CHECK] for start in range(0, flat.size, _VALUES_A_CHECK))
+    # ml_dtypes flags a signalling NaN of bfloat16 as an invalid operation.
+    with np.errstate(invalid="ignore"):
+        return all(bool(np.isfinite(piece).all()) for piece in pieces)
+
+
+def raw_bytes(values: np.ndarray) -> memoryview:
+    """The bytes of an array in C order; bfloat16 has no buffer of its own."""
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data

@@ -1,0 +1,93 @@
+"""griffin generate: text that goes on from a prompt."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from griffinlm.cli import options as o
+from griffinlm.cli.output import print_json
+from griffinlm.cli.text_input import read_text, require_text
+
+
+def generate(
+    context: typer.Context,
+    prompt: Annotated[
+        str,
+        typer.Argument(
+            metavar="PROMPT|-",
+            help="Text to go on from; - reads it from standard input, which must be UTF-8. "
+            "It may be empty. Write -- in front of a text that begins with a dash.",
+        ),
+    ],
+    model: o.Model = "eyas",
+    engine: o.Engine = "auto",
+    weights: o.Weights = "float32",
+    window_dtype: o.WindowType = None,
+    device: o.Device = "cpu",
+    max_tokens: o.MaxTokens = 256,
+    min_tokens: o.MinTokens = 0,
+    temperature: o.Temperature = 1.0,
+    top_k: o.TopK = None,
+    top_p: o.TopP = None,
+    min_p: o.MinP = None,
+    repetition_penalty: o.RepetitionPenalty = 1.0,
+    presence_penalty: o.PresencePenalty = 0.0,
+    frequency_penalty: o.FrequencyPenalty = 0.0,
+    stop: o.Stop = None,
+    seed: o.Seed = None,
+    threads: o.Threads = None,
+    state_in: Annotated[
+        Path | None,
+        typer.Option(
+            "--state-in", metavar="FILE", help="Go on from a state that --state-out saved with the same model."
+        ),
+    ] = None,
+    state_out: Annotated[
+        Path | None, typer.Option("--state-out", metavar="FILE", help="Save what the model remembers at the end.")
+    ] = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """Continue a prompt.
+
+    The text alone goes to standard output as it is written, everything else to standard error.
+    """
+    chosen = o.generation_options(context.params)
+    if state_out is not None:
+        _require_writable(state_out)
+    text = read_text() if prompt == "-" else require_text(prompt)
+    loaded = o.load_model(context.params)
+
+    from griffinlm.state import State
+
+    state = None if state_in is None else State.load(state_in, loaded)
+    stream = loaded.stream(text, state=state, **chosen)
+    if not as_json:
+        for piece in stream:
+            print(piece, end="", flush=True)
+        if sys.stdout.isatty():
+            print()
+    generation = stream.generation
+    if state_out is not None:
+        generation.state.save(state_out)
+    if as_json:
+        read_before = 0 if state is None else int(state.num_tokens[0])
+        result: dict[str, Any] = {
+            "text": generation.text,
+            "token_ids": generation.token_ids,
+            "finish_reason": generation.finish_reason,
+            # All but the last answered token have been read too.
+            "num_prompt_tokens": int(generation.state.num_tokens[0]) - read_before - len(generation.token_ids) + 1,
+        }
+        print_json(result if seed is None else {**result, "seed": seed})
+
+
+def _require_writable(path: Path) -> None:
+    """Tells before the text is written, not after, that its state would have no place to go."""
+    from griffinlm.state import StateError
+
+    if path.is_dir():
+        raise StateError(f"state file {path} cannot be written: it is a directory")
+    if not path.parent.is_dir():
+        raise StateError(f"state file {path} cannot be written: there is no directory {path.parent}")

@@ -1,0 +1,140 @@
+"""griffin info: what a model is made of, and what it remembers in how many bytes."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from griffinlm.cli.options import AsJson
+from griffinlm.cli.output import print_json, print_table
+
+if TYPE_CHECKING:
+    from griffinlm.checkpoint import Checkpoint
+    from griffinlm.config import ModelConfig
+
+CONTEXT_LENGTHS = (2_048, 8_192, 32_768, 131_072)
+TRANSFORMER = "gemma-2b"
+"""The preset that states are compared with."""
+
+BITS_OF_A_WEIGHT = {"float32": 32, "bfloat16": 16, "int8": 8, "int4": 4}
+BLOCK_NAMES = {"recurrent": "recurrent", "local_attention": "local attention", "global_attention": "global attention"}
+
+
+def info(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL|PRESET", help="As in `griffin generate --model`, or a preset.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Tell how large a model or preset is, and its state.
+
+    The state is counted as `State.nbytes` counts it: float32 recurrence, 16-bit window and convolution, two counters of
+    8 bytes. Beside it stands the key and value cache of Gemma-2B in 16 bit. Weights are counted without the scales of
+    quantization.
+    """
+    config, checkpoint = _open(model)
+    facts: dict[str, Any] = {"model": model, **_facts(config)}
+    if checkpoint is not None:
+        facts["checkpoint"] = _checkpoint_facts(checkpoint)
+    if as_json:
+        print_json(facts)
+        return
+    print_table(None, _rows(facts))
+    print()
+    name = "cache" if config.needs_capacity else "state"
+    print_table(["tokens", f"{name} of {model}", "cache of Gemma-2B", "ratio"], _context_rows(facts["contexts"]))
+
+
+def _open(name: str) -> tuple["ModelConfig", "Checkpoint | None"]:
+    """A model that is here, or else a preset of that name."""
+    from griffinlm.checkpoint import open_checkpoint
+    from griffinlm.language_model import LoadError, find_model
+    from griffinlm.presets import PRESETS
+
+    try:
+        path = find_model(name)
+    except LoadError as error:
+        if name not in PRESETS:
+            raise LoadError(str(error), hint=f"give a model directory or a preset: {', '.join(PRESETS)}") from error
+        return PRESETS[name], None
+    checkpoint = open_checkpoint(path)
+    return checkpoint.config, checkpoint
+
+
+def _facts(config: "ModelConfig") -> dict[str, Any]:
+    from griffinlm.presets import PRESETS
+
+    total = config.num_parameters
+    contexts = []
+    for num_tokens in CONTEXT_LENGTHS:
+        own, transformer = state_bytes(config, num_tokens), state_bytes(PRESETS[TRANSFORMER], num_tokens)
+        contexts.append(
+            {"tokens": num_tokens, "state_bytes": own, "gemma_2b_bytes": transformer, "ratio": transformer / own}
+        )
+    return {
+        "parameters": {"total": total, "not_embedding": total - config.num_embedding_parameters},
+        "layers": dict(Counter(config.block_kinds)),
+        "state_bytes": None if config.needs_capacity else state_bytes(config, 1),
+        "contexts": contexts,
+        "weight_bytes": {name: total * bits // 8 for name, bits in BITS_OF_A_WEIGHT.items()},
+        "config": config.to_dict(),
+    }
+
+
+def state_bytes(config: "ModelConfig", num_tokens: int) -> int:
+    """Bytes of one sequence's state in 16 bit; with global attention, of one that has room for `num_tokens`."""
+    from griffinlm.state import state_layout
+
+    capacity = num_tokens if config.needs_capacity else None
+    return sum(array.nbytes for array in state_layout(config, 1, capacity, "bfloat16", "bfloat16").values())
+
+
+def _checkpoint_facts(checkpoint: "Checkpoint") -> dict[str, Any]:
+    from griffinlm.text import Tokenizer
+
+    directory = checkpoint.tokenizer_directory
+    tokenizer = None if directory is None else Tokenizer.from_directory(directory)
+    return {
+        "path": str(checkpoint.path),
+        "format": checkpoint.format,
+        "types": list(checkpoint.types),
+        "digest": checkpoint.digest(),
+        "tokenizer": None if tokenizer is None else {"vocab_size": tokenizer.vocab_size, "digest": tokenizer.digest},
+    }
+
+
+def _rows(facts: dict[str, Any]) -> list[Sequence[str]]:
+    parameters, size = facts["parameters"], facts["state_bytes"]
+    rows = [
+        ("model", facts["model"]),
+        ("parameters", f"{parameters['total']:,} ({parameters['not_embedding']:,} without the embedding)"),
+        ("layers", ", ".join(f"{count} {BLOCK_NAMES[kind]}" for kind, count in facts["layers"].items())),
+        ("state", f"{size:,} bytes a sequence, whatever its length" if size else "grows with the sequence"),
+        ("weights", ", ".join(f"{_readable(count)} {name}" for name, count in facts["weight_bytes"].items())),
+    ]
+    if "checkpoint" in facts:
+        found = facts["checkpoint"]
+        tokenizer = found["tokenizer"]
+        rows += [
+            ("path", found["path"]),
+            ("format", f"{found['format']}, {', '.join(found['types'])}"),
+            ("tokenizer", "none" if tokenizer is None else f"{tokenizer['vocab_size']:,} tokens"),
+            ("digest", found["digest"]),
+        ]
+    return rows
+
+
+def _context_rows(contexts: list[dict[str, Any]]) -> list[Sequence[str]]:
+    return [
+        (f"{c['tokens']:,}", f"{c['state_bytes']:,}", f"{c['gemma_2b_bytes']:,}", f"{c['ratio']:.1f}x")
+        for c in contexts
+    ]
+
+
+def _readable(num_bytes: int) -> str:
+    """In decimal units, as disks are sold and models are listed."""
+    size, units = float(num_bytes), ["bytes", "kB", "MB", "GB"]
+    while size >= 1000 and len(units) > 1:
+        size, units = size / 1000, units[1:]
+    return f"{size:.3g} {units[0]}"

@@ -1,0 +1,82 @@
+"""Options that several commands share, and what they become."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from griffinlm.generation.answering import Options
+    from griffinlm.language_model import LanguageModel
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        metavar="MODEL",
+        help="A model directory, a bundled model's name, or an ORGANISATION/NAME fetched with `griffin pull`.",
+    ),
+]
+Engine = Annotated[str, typer.Option("--engine", metavar="NAME", help="What computes: auto takes the best installed.")]
+Weights = Annotated[str, typer.Option("--weights", metavar="TYPE", help="Precision of weights and activations.")]
+WindowType = Annotated[
+    str | None,
+    typer.Option(
+        "--window-dtype", metavar="TYPE", help="Type of attention's window; that of the weights if not given."
+    ),
+]
+Device = Annotated[str, typer.Option("--device", metavar="NAME", help="Where the torch engine runs: cpu, cuda, mps.")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", metavar="N", help="CPU threads; the engine's choice if not given.")
+]
+
+MaxTokens = Annotated[int, typer.Option("--max-tokens", metavar="N", help="Most tokens to write in one answer.")]
+MinTokens = Annotated[
+    int, typer.Option("--min-tokens", metavar="N", help="Tokens before which the end token is held back.")
+]
+Temperature = Annotated[float, typer.Option("--temperature", metavar="T", help="0 takes the best token every time.")]
+TopK = Annotated[int | None, typer.Option("--top-k", metavar="K", help="Draw from the K best tokens only.")]
+TopP = Annotated[
+    float | None,
+    typer.Option("--top-p", metavar="P", help="Draw from the fewest best tokens that reach this probability together."),
+]
+MinP = Annotated[
+    float | None,
+    typer.Option(
+        "--min-p", metavar="P", help="Draw from tokens with at least this share of the best one's probability."
+    ),
+]
+RepetitionPenalty = Annotated[
+    float, typer.Option("--repetition-penalty", metavar="X", help="Above 1, tokens already there become less likely.")
+]
+PresencePenalty = Annotated[
+    float, typer.Option("--presence-penalty", metavar="X", help="Taken off the logit of tokens that the answer has.")
+]
+FrequencyPenalty = Annotated[
+    float, typer.Option("--frequency-penalty", metavar="X", help="The same, for every time the token stands there.")
+]
+Stop = Annotated[
+    list[str] | None, typer.Option("--stop", metavar="TEXT", help="End the answer before this text; may be repeated.")
+]
+Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Same seed and prompt, same text.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def load_model(given: dict[str, Any]) -> "LanguageModel":
+    """`griffinlm.load` with those of a command's values that are its parameters; imported now."""
+    from griffinlm.language_model import load
+
+    names = ("engine", "device", "weights", "window_dtype", "threads")
+    return load(given["model"], **{name: given[name] for name in names if name in given})
+
+
+def generation_options(given: dict[str, Any]) -> "Options":
+    """Those of a command's values that are options of `LanguageModel.generate`.
+
+    Raises:
+        GriffinError: one of them is out of its range.
+    """
+    from griffinlm.generation.answering import GenerationOptions, Options
+
+    chosen = Options(**{name: given[name] for name in Options.__annotations__ if name in given})
+    GenerationOptions.of(chosen)
+    return chosen

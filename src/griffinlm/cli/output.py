@@ -1,0 +1,86 @@
+"""Standard output and standard error: UTF-8 whatever the locale, faults on one line, libraries held quiet."""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+
+def force_utf8() -> None:
+    """Text goes out as UTF-8 in every locale; file names that are not UTF-8 keep their bytes."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def print_error(message: str, hint: str | None = None) -> None:
+    """One `error:` line and at most one `hint:` line on standard error."""
+    with contextlib.suppress(OSError):
+        print(f"error: {one_line(message)}", file=sys.stderr)
+        if hint:
+            print(f"hint: {one_line(hint)}", file=sys.stderr)
+
+
+def one_line(text: str) -> str:
+    """`text` without line breaks, other characters that a terminal would obey written as escapes."""
+    joined = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in joined)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def discard_output() -> None:
+    """Flushes standard output; what cannot be written any more is dropped, so that the interpreter ends in silence."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Holds back the warnings and log lines of libraries where standard error is no terminal."""
+    if sys.stderr.isatty():
+        yield
+        return
+    disabled_before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled_before)
+
+
+def print_table(header: Sequence[str] | None, rows: Sequence[Sequence[str]]) -> None:
+    """Names and values, or numbers under a header: a table on a terminal, plain columns elsewhere."""
+    if sys.stdout.isatty():
+        _print_rich_table(header, rows)
+        return
+    lines = [header, *rows] if header else rows
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = [cell.rjust(w) if header else cell.ljust(w) for cell, w in zip(line, widths, strict=True)]
+        print("  ".join(cells).rstrip())
+
+
+def _print_rich_table(header: Sequence[str] | None, rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_header=header is not None)
+    for name in header or rows[0]:
+        table.add_column(name, justify="right" if header else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console().print(table)

@@ -1,0 +1,148 @@
+"""Sampling: each rule on hand-made logits, the draw against its distribution, and its independence of memory."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from griffinlm.generation.sampling import (
+    Sampler,
+    SamplingError,
+    SamplingParameters,
+    draw,
+    log_softmax,
+    probabilities,
+    uniform,
+)
+
+LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3], np.float32))
+
+
+def kept(**parameters) -> list[int]:
+    return np.flatnonzero(probabilities(LOGITS, SamplingParameters(**parameters))).tolist()
+
+
+def test_no_cut_gives_the_softmax():
+    np.testing.assert_allclose(probabilities(LOGITS, SamplingParameters()), [0.1, 0.4, 0.2, 0.3], rtol=1e-6)
+
+
+def test_temperature_divides_the_logits():
+    halved = np.array([0.1, 0.4, 0.2, 0.3]) ** 2
+    np.testing.assert_allclose(
+        probabilities(LOGITS, SamplingParameters(temperature=0.5)), halved / halved.sum(), rtol=1e-5
+    )
+
+
+def test_top_k_keeps_the_best():
+    assert kept(top_k=1) == [1]
+    assert kept(top_k=3) == [1, 2, 3]
+    assert kept(top_k=100) == [0, 1, 2, 3]
+
+
+def test_top_p_keeps_the_fewest_that_reach_the_mass():
+    assert kept(top_p=0.39) == [1]
+    assert kept(top_p=0.41) == [1, 3]
+    assert kept(top_p=0.75) == [1, 2, 3]
+    assert kept(top_p=1.0) == [0, 1, 2, 3]
+
+
+def test_min_p_is_relative_to_the_best():
+    assert kept(min_p=0.6) == [1, 3]
+    assert kept(min_p=0.0) == [0, 1, 2, 3]
+
+
+def test_cuts_never_leave_nothing():
+    for parameters in ({"top_p": 1e-9}, {"min_p": 1.0}, {"top_k": 1}):
+        assert kept(**parameters) == [1]
+
+
+def test_greedy_takes_the_lowest_of_equals():
+    assert Sampler(SamplingParameters(temperature=0)).choose(np.array([0, 2, 2, 1], np.float32)) == 1
+
+
+def test_repetition_penalty_counts_prompt_and_answer():
+    sampler = Sampler(SamplingParameters(temperature=0, repetition_penalty=2.0), prompt=[1])
+    logits = np.array([0.0, 3.0, 2.0, -1.0], np.float32)
+    assert sampler.choose(logits) == 2  # 3 / 2 < 2
+    assert sampler.choose(logits) == 1  # 3 / 2 > 2 / 2
+    np.testing.assert_array_equal(logits, np.array([0.0, 3.0, 2.0, -1.0], np.float32))
+
+
+def test_repetition_penalty_pushes_negative_logits_down():
+    sampler = Sampler(SamplingParameters(temperature=0, repetition_penalty=2.0), prompt=[0])
+    assert sampler.choose(np.array([-1.0, -1.5], np.float32)) == 1
+
+
+def test_presence_and_frequency_count_the_answer_only():
+    logits = np.array([1.0, 0.8, 0.0], np.float32)
+    presence = Sampler(SamplingParameters(temperature=0, presence_penalty=0.3), prompt=[0, 0, 0])
+    assert [presence.choose(logits) for _ in range(4)] == [0, 1, 0, 0]
+    frequency = Sampler(SamplingParameters(temperature=0, frequency_penalty=0.3), prompt=[0, 0, 0])
+    assert [frequency.choose(logits) for _ in range(4)] == [0, 1, 0, 1]
+
+
+def test_end_tokens_are_held_back_until_min_tokens():
+    sampler = Sampler(SamplingParameters(temperature=0), end_ids=[2], min_tokens=2)
+    logits = np.array([0.0, 1.0, 5.0], np.float32)
+    assert [sampler.choose(logits) for _ in range(3)] == [1, 1, 2]
+
+
+def test_same_seed_and_place_give_the_same_token_whatever_came_before():
+    random = np.random.default_rng(0)
+    rows = random.standard_normal((20, 50)).astype(np.float32)
+    whole = Sampler(SamplingParameters(seed=7))
+    tokens = [whole.choose(row) for row in rows]
+    later = Sampler(SamplingParameters(seed=7), first_position=12)
+    assert [later.choose(row) for row in rows[12:]] == tokens[12:]
+    assert [Sampler(SamplingParameters(seed=8), first_position=i).choose(r) for i, r in enumerate(rows)] != tokens
+
+
+def test_without_a_seed_two_samplers_differ():
+    flat = np.zeros(100_000, np.float32)
+    assert Sampler(SamplingParameters()).choose(flat) != Sampler(SamplingParameters()).choose(flat)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8).filter(lambda w: sum(w) > 0), st.floats(0, 1, exclude_max=True))
+def test_draw_gives_a_token_with_mass(weights, number):
+    array = np.array(weights)
+    assert array[draw(array, number)] > 0 or array.max() == array[draw(array, number)]
+
+
+def test_draws_follow_the_distribution():
+    weights = probabilities(LOGITS, SamplingParameters())
+    tokens = [draw(weights, uniform(3, place)) for place in range(20_000)]
+    observed = np.bincount(tokens, minlength=4) / len(tokens)
+    deviation = np.sqrt(weights * (1 - weights) / len(tokens))
+    assert (np.abs(observed - weights) < 5 * deviation).all()
+
+
+def test_log_probability_is_the_models_own():
+    sampler = Sampler(SamplingParameters(temperature=0, repetition_penalty=9.0), prompt=[1], num_alternatives=2)
+    token = sampler.choose(LOGITS)
+    assert sampler.latest is not None
+    assert sampler.latest.token == token
+    assert sampler.latest.log_probability == pytest.approx(float(log_softmax(LOGITS)[token]))
+    assert [t for t, _ in sampler.latest.alternatives] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("temperature", "hot"),
+        ("top_k", 0),
+        ("top_k", 2.5),
+        ("top_p", 0.0),
+        ("top_p", 1.01),
+        ("min_p", -0.1),
+        ("repetition_penalty", 0.0),
+        ("presence_penalty", float("inf")),
+        ("seed", -1),
+        ("seed", 2**63),
+        ("seed", True),
+    ],
+)
+def test_out_of_range_is_refused_by_name(name, value):
+    with pytest.raises(SamplingError, match=f"^{name} is "):
+        SamplingParameters(**{name: value})

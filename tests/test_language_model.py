@@ -1,0 +1,320 @@
+"""The library's face: whatever way tokens reach the model, it says the same."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tolerances import assert_agree
+
+import griffinlm
+from griffinlm import GriffinError, State
+from griffinlm.checkpoint import initial_tensors, write_checkpoint
+
+IDS = [5, 80, 81, 7, 100, 258, 3, 9, 9, 60, 11, 12, 90]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_directory):
+    return griffinlm.load(tiny_model_directory)
+
+
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory):
+    config = griffinlm.ModelConfig.preset("tiny-gemma")
+    path = tmp_path_factory.mktemp("gemma") / "model"
+    write_checkpoint(config, initial_tensors(config, 0), path, "griffinlm")
+    return griffinlm.load(path)
+
+
+def same(a: State, b: State) -> bool:
+    return all(x.tobytes() == y.tobytes() for x, y in zip(a.arrays().values(), b.arrays().values(), strict=True))
+
+
+def close(found, expected) -> None:
+    assert_agree(found, expected, "model", "float32", "torch")
+
+
+def agree(a: State, b: State) -> None:
+    for name, values in a.arrays().items():
+        close(values, b.arrays()[name])
+
+
+def test_forward_leaves_the_state_it_is_given(model):
+    _, state = model.forward([IDS])
+    before = state.copy()
+    first, after = model.forward([[1, 2, 3]], state)
+    second, again = model.forward([[1, 2, 3]], state)
+    assert same(state, before)
+    assert same(after, again)
+    np.testing.assert_array_equal(first, second)
+    assert first.shape == (1, 3, model.config.vocab_size)
+    assert first.dtype == np.float32
+
+
+def test_forward_in_rows_equals_rows_one_by_one(model):
+    rows = np.array([IDS, IDS[::-1]])
+    together, state = model.forward(rows)
+    for i, row in enumerate(rows):
+        alone, one = model.forward([row])
+        close(together[i : i + 1], alone)
+        agree(state.row(i), one)
+
+
+def test_forward_with_padding_equals_the_row_alone(model):
+    tokens = np.array([[0, 0, *IDS], [*IDS, 0, 0]])
+    places = np.arange(len(IDS))
+    positions = np.array([[-1, -1, *places], [*places, -1, -1]])
+    logits, state = model.forward(tokens, positions=positions)
+    alone, one = model.forward([IDS])
+    close(logits[:1, 2:], alone)
+    close(logits[1:, :-2], alone)
+    agree(state.row(0), one)
+    agree(state.row(1), one)
+    last, _ = model.forward(tokens, positions=positions, logits="last")
+    close(last[1:], alone[:, -1:])
+
+
+def test_chunks_equal_the_whole(model, monkeypatch):
+    whole, state = model.forward([IDS * 3], logits="last")
+    monkeypatch.setattr("griffinlm.language_model.FORWARD_CHUNK_TOKENS", 4)
+    chunked, other = model.forward([IDS * 3], logits="last")
+    close(chunked, whole)
+    agree(other, state)
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"seed": 3}, {"seed": 3, "top_k": 40, "top_p": 0.9, "temperature": 0.8}])
+def test_saved_in_the_middle_equals_uninterrupted(model, tmp_path, options):
+    whole = model.generate("the cat", max_tokens=40, min_tokens=40, **options)
+    first = model.generate("the cat", max_tokens=13, min_tokens=13, **options)
+    first.state.save(tmp_path / "s")
+    loaded = State.load(tmp_path / "s", model)
+    second = model.generate("", state=loaded, max_tokens=27, min_tokens=27, **options)
+    assert first.token_ids + second.token_ids == whole.token_ids
+    assert (loaded.pending == first.token_ids[-1]).all()
+    agree(second.state, whole.state)
+
+
+@given(data=st.data())
+def test_generation_cut_anywhere_equals_uninterrupted(model, data):
+    cut = data.draw(st.integers(1, 19))
+    seed = data.draw(st.integers(0, 1000))
+    whole = model.generate(IDS, max_tokens=20, min_tokens=20, seed=seed)
+    first = model.generate(IDS, max_tokens=cut, min_tokens=cut, seed=seed)
+    second = model.generate([], state=first.state, max_tokens=20 - cut, min_tokens=20 - cut, seed=seed)
+    assert first.token_ids + second.token_ids == whole.token_ids
+
+
+def test_a_batch_equals_its_prompts_alone(model):
+    prompts = ["the cat", "a", "one two three four five six seven"]
+    together = model.generate(prompts, max_tokens=15, seed=5)
+    for prompt, answer in zip(prompts, together, strict=True):
+        alone = model.generate(prompt, max_tokens=15, seed=5)
+        assert answer.token_ids == alone.token_ids
+        assert answer.text == alone.text
+        assert answer.finish_reason == alone.finish_reason
+        agree(answer.state, alone.state)
+
+
+def test_every_row_of_a_batch_stops_at_its_own_end(model):
+    prompts = [[5, 6], [7, 8, 9], [200], [31, 32, 33, 34]]
+    together = model.generate(prompts, max_tokens=400, seed=1, temperature=3.0)
+    lengths = [len(answer.token_ids) for answer in together]
+    assert len(set(lengths)) > 1
+    for answer in together:
+        ended = [token in model.tokenizer.end_ids for token in answer.token_ids]
+        assert not any(ended[:-1])
+        assert ended[-1] == (answer.finish_reason == "stop")
+
+
+def test_two_conversations_side_by_side_equal_each_alone(model):
+    def turns(prompts):
+        states = [None] * len(prompts)
+        said = [[] for _ in prompts]
+        for turn in range(3):
+            for i, prompt in enumerate(prompts):
+                answer = model.generate(f"{prompt} {turn}", state=states[i], max_tokens=6, seed=i)
+                states[i] = answer.state
+                said[i] += answer.token_ids
+        return said
+
+    assert turns(["left", "right"]) == [turns(["left"])[0], *[_second(model)]]
+
+
+def _second(model):
+    state, said = None, []
+    for turn in range(3):
+        answer = model.generate(f"right {turn}", state=state, max_tokens=6, seed=1)
+        state = answer.state
+        said += answer.token_ids
+    return said
+
+
+def test_a_second_call_equals_the_first(model):
+    assert model.generate("a", max_tokens=9, seed=1).token_ids == model.generate("a", max_tokens=9, seed=1).token_ids
+
+
+def test_streamed_pieces_are_the_text(model):
+    whole = model.generate("the", max_tokens=30, seed=2)
+    stream = model.stream("the", max_tokens=30, seed=2)
+    assert "".join(stream) == whole.text
+    assert stream.generation.token_ids == whole.token_ids
+
+
+def test_a_stop_string_never_shows_and_its_state_goes_on(model):
+    whole = model.generate("the", max_tokens=60, min_tokens=60, seed=2)
+    stop = whole.text[20:24]
+    stopped = model.generate("the", max_tokens=60, min_tokens=60, seed=2, stop=stop)
+    assert stopped.finish_reason == "stop"
+    assert stopped.text == whole.text[: whole.text.index(stop)]
+    assert stopped.token_ids == whole.token_ids[: len(stopped.token_ids)]
+    rest = 60 - len(stopped.token_ids)
+    goes_on = model.generate("", state=stopped.state, max_tokens=rest, min_tokens=rest, seed=2)
+    assert stopped.token_ids + goes_on.token_ids == whole.token_ids
+
+
+def test_read_then_generate_equals_generate(model):
+    ids = model.tokenizer.encode("the cat sat")
+    state = model.read([model.tokenizer.bos_id, *ids[:-1]])
+    resumed = model.generate([ids[-1]], state=state, max_tokens=12, seed=4)
+    assert resumed.token_ids == model.generate("the cat sat", max_tokens=12, seed=4).token_ids
+
+
+def test_bos_stands_only_where_no_state_is_given(model):
+    fresh = model.read("abc")
+    num_ids = len(model.tokenizer.encode("abc"))
+    assert fresh.num_tokens[0] == num_ids + 1
+    assert model.read("abc", fresh).num_tokens[0] == 2 * num_ids + 1
+
+
+def test_read_consumes_the_pending_token_and_forward_refuses_it(model):
+    state = model.generate("a", max_tokens=1, min_tokens=1, seed=0).state
+    assert state.pending[0] >= 0
+    with pytest.raises(GriffinError, match="pending token"):
+        model.forward([[1]], state)
+    read = model.read("b", state)
+    assert read.pending[0] == -1
+    assert read.num_tokens[0] == state.num_tokens[0] + 1 + len(model.tokenizer.encode("b"))
+
+
+def test_score_is_the_log_softmax_of_forward(model, monkeypatch):
+    text = "the cat sat on the mat"
+    ids = [model.tokenizer.bos_id, *model.tokenizer.encode(text)]
+    logits, _ = model.forward([ids])
+    shifted = logits[0].astype(np.float64)
+    expected = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    expected = expected[np.arange(len(ids) - 1), ids[1:]]
+    np.testing.assert_allclose(model.score(text), expected, atol=1e-4)
+    monkeypatch.setattr("griffinlm.language_model.FORWARD_CHUNK_TOKENS", 3)
+    np.testing.assert_allclose(model.score(text), expected, atol=1e-4)
+
+
+def test_log_probabilities_of_an_answer_are_its_score(model):
+    answer = model.generate(IDS, max_tokens=8, min_tokens=8, seed=1, log_probabilities=2)
+    scores = model.score(IDS + answer.token_ids)[len(IDS) - 1 :]
+    assert [entry.token for entry in answer.log_probabilities] == answer.token_ids
+    np.testing.assert_allclose([e.log_probability for e in answer.log_probabilities], scores, atol=1e-4)
+    assert all(len(entry.alternatives) == 2 for entry in answer.log_probabilities)
+
+
+def test_the_state_has_the_same_size_at_every_length(model):
+    sizes = {model.generate("a", max_tokens=n, min_tokens=n, seed=0).state.nbytes for n in (1, 10, 100)}
+    assert sizes == {model.new_state().nbytes}
+
+
+def test_every_window_type_goes_on_as_uninterrupted(tiny_model_directory, tmp_path):
+    for window_dtype in ("float16", "bfloat16"):
+        model = griffinlm.load(tiny_model_directory, window_dtype=window_dtype)
+        whole = model.generate(IDS, max_tokens=30, min_tokens=30, seed=1)
+        first = model.generate(IDS, max_tokens=10, min_tokens=10, seed=1)
+        first.state.save(tmp_path / window_dtype)
+        loaded = State.load(tmp_path / window_dtype, model)
+        second = model.generate([], state=loaded, max_tokens=20, min_tokens=20, seed=1)
+        assert first.token_ids + second.token_ids == whole.token_ids
+        assert first.state.nbytes < griffinlm.load(tiny_model_directory).new_state().nbytes
+
+
+def test_bfloat16_weights_run_and_keep_their_own_states(tiny_model_directory, model):
+    half = griffinlm.load(tiny_model_directory, weights="bfloat16")
+    answer = half.generate(IDS, max_tokens=5, min_tokens=5, seed=1)
+    assert answer.state.arrays()["layers.0.hidden"].dtype == np.float32
+    with pytest.raises(GriffinError, match="belongs to another model"):
+        model.read([1], answer.state)
+
+
+def test_global_attention_takes_a_capacity_and_refuses_to_pass_it(gemma):
+    state = gemma.new_state(capacity=4)
+    _, state = gemma.forward([[1, 2, 3]], state)
+    _, state = gemma.forward([[4]], state)
+    with pytest.raises(GriffinError, match="reaches 5 tokens; the state's capacity is 4"):
+        gemma.forward([[5]], state)
+    with pytest.raises(GriffinError, match="capacity"):
+        gemma.new_state()
+    assert len(gemma.generate([1, 2], max_tokens=7, seed=0).token_ids) == 7
+
+
+def test_a_fixed_size_state_takes_no_capacity(model):
+    with pytest.raises(GriffinError, match="fixed size"):
+        model.new_state(capacity=10)
+
+
+def test_without_a_tokenizer_only_text_complains(gemma):
+    assert gemma.generate([1, 2, 3], max_tokens=3, seed=0).text == ""
+    for use in (lambda: gemma.generate("a"), lambda: gemma.score("a"), lambda: gemma.tokenizer):
+        with pytest.raises(GriffinError, match="no tokenizer"):
+            use()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (lambda m: m.forward([1, 2]), "shape"),
+        (lambda m: m.forward([[]]), "shape"),
+        (lambda m: m.forward([[1.5]]), "whole numbers"),
+        (lambda m: m.forward([[-1]]), "token id -1"),
+        (lambda m: m.forward([[10_000]]), "token id 10000"),
+        (lambda m: m.forward([[1, 2]], positions=[[0, 2]]), "position 2 continues no document; here it must be 1"),
+        (lambda m: m.forward([[1]], positions=[[3]]), "position 3"),
+        (lambda m: m.forward([[1]], positions=[[-2]]), "below -1"),
+        (lambda m: m.forward([[1]], positions=[[0, 1]]), "positions are"),
+        (lambda m: m.forward([[1]], logits="some"), "logits is 'some'"),
+        (lambda m: m.forward([[1]], m.new_state(rows=2)), "2 rows"),
+        (lambda m: m.forward([[1]], "state"), "griffinlm.State"),
+        (lambda m: m.generate([]), "no prompts"),
+        (lambda m: m.generate("", state=m.new_state()), "prompt 0 is empty"),
+        (lambda m: m.generate("a", max_tokens=0), "max_tokens is 0"),
+        (lambda m: m.generate("a", stop=""), None),
+        (lambda m: m.generate("a", stop=["x", ""]), "stop is ''"),
+        (lambda m: m.generate("a", temperatur=1), "unknown option 'temperatur'"),
+        (lambda m: m.generate("a", temperature=-1), "temperature is -1"),
+        (lambda m: m.generate([999_999]), "token id 999999"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(model, arguments, message):
+    if message is None:
+        arguments(model)
+        return
+    with pytest.raises(GriffinError, match=message) as caught:
+        arguments(model)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine": "onnx"}, "engine is 'onnx'"),
+        ({"weights": "int4"}, "weights is 'int4'"),
+        ({"window_dtype": "int8"}, "window_dtype is 'int8'"),
+        ({"device": "abacus"}, "device is 'abacus'"),
+        ({"threads": 0}, "threads is 0"),
+    ],
+)
+def test_what_an_engine_does_not_have_is_a_one_line_error(tiny_model_directory, options, message):
+    with pytest.raises(GriffinError, match=message) as caught:
+        griffinlm.load(tiny_model_directory, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_model_says_what_to_do():
+    with pytest.raises(GriffinError, match="there is no model 'nothing'") as caught:
+        griffinlm.load("nothing")
+    assert caught.value.hint is not None
