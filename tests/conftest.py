@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -16,6 +17,10 @@ from griffinlm.checkpoint import initial_tensors, write_checkpoint
 from griffinlm.config import ModelConfig
 
 pytest_plugins = ["skips"]
+
+# Small models run fastest on one thread, and several threads on a busy machine wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
 
 _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
 

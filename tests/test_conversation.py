@@ -10,7 +10,9 @@ from griffinlm import GriffinError
 from griffinlm.conversation import Conversation
 
 GREEDY = {"max_tokens": 8, "temperature": 0.0}
-words = st.lists(st.sampled_from(["the hawk", "griffin", "<end_of_turn>", " ", "é", "\n", "hill."]), min_size=1, max_size=4)
+words = st.lists(
+    st.sampled_from(["the hawk", "griffin", "<end_of_turn>", " ", "é", "\n", "hill."]), min_size=1, max_size=4
+)
 turns = st.lists(words.map("".join), min_size=1, max_size=4)
 
 

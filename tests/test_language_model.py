@@ -279,7 +279,7 @@ def test_without_a_tokenizer_only_text_complains(gemma):
         (lambda m: m.forward([[1]], logits="some"), "logits is 'some'"),
         (lambda m: m.forward([[1]], m.new_state(rows=2)), "2 rows"),
         (lambda m: m.forward([[1]], "state"), "griffinlm.State"),
-        (lambda m: m.generate([]), "no prompts"),
+        (lambda m: m.generate([]), "prompt 0 is empty"),
         (lambda m: m.generate("", state=m.new_state()), "prompt 0 is empty"),
         (lambda m: m.generate("a", max_tokens=0), "max_tokens is 0"),
         (lambda m: m.generate("a", stop=""), None),

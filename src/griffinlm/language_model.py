@@ -23,6 +23,8 @@ FORWARD_CHUNK_TOKENS = 1024
 SCORED_LOGITS_AT_MOST = 1 << 25
 """Logits held at once while scoring (128 MiB of float32), whatever the vocabulary."""
 
+MAX_THREADS = 1024
+
 Prompt = str | Sequence[int]
 
 
@@ -133,10 +135,8 @@ class LanguageModel:
             prompt: text, or a list of ids; or a list of these.
             options: max_tokens (256), min_tokens, stop, log_probabilities, and the fields of `SamplingParameters`.
         """
-        several = not isinstance(prompt, str) and (not prompt or not isinstance(prompt[0], int | np.integer))
+        several = not isinstance(prompt, str) and len(prompt) > 0 and not isinstance(prompt[0], int | np.integer)
         prompts: Sequence[Any] = prompt if several else [prompt]
-        if not prompts:
-            raise GenerationError("there are no prompts; at least one must be given")
         answers = self._answers(prompts, state, options)
         for _ in answers.pieces():
             pass
@@ -279,13 +279,17 @@ def load(
     """
     if engine not in ("auto", "torch"):
         raise LoadError(f"engine is {engine!r}; this version has auto and torch")
-    if threads is not None and threads < 1:
-        raise LoadError(f"threads is {threads}; it must be at least 1")
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise LoadError(f"threads is {threads}; it must lie in 1..{MAX_THREADS}")
     checkpoint = open_checkpoint(find_model(path_or_name))
     built = _torch_engine(checkpoint, device, weights, window_dtype or weights, threads)
     tokenizer = None
     if checkpoint.tokenizer_directory is not None:
         tokenizer = Tokenizer.from_directory(checkpoint.tokenizer_directory)
+        if tokenizer.vocab_size > checkpoint.config.vocab_size:
+            raise LoadError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens; the model's vocabulary has {checkpoint.config.vocab_size}"
+            )
     return LanguageModel(built, tokenizer, checkpoint.digest)
 
 
@@ -319,7 +323,7 @@ def _torch_engine(checkpoint: Checkpoint, device: str, weights: str, window_dtyp
     if window_dtype not in WINDOW_DTYPES:
         raise LoadError(f"window_dtype is {window_dtype!r}; engine torch has {', '.join(WINDOW_DTYPES)}")
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise LoadError(f"device is {device!r}; torch cannot use it here: {' '.join(str(error).split())[:120]}") from error
     if threads is not None:

@@ -111,7 +111,7 @@ PRESETS: dict[str, ModelConfig] = {
         num_layers=6,
         block_pattern=GRIFFIN_PATTERN,
         mlp_hidden=768,
-        recurrent=RecurrentConfig(width=320, num_gate_blocks=5),
+        recurrent=RecurrentConfig(width=256, num_gate_blocks=4),
         attention=AttentionConfig(num_heads=4, head_size=64, window_tokens=512),
         embedding_scale=bfloat16_sqrt(256),
         logit_soft_cap=30.0,

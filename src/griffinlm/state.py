@@ -22,6 +22,7 @@ from griffinlm.errors import GriffinError
 FORMAT_VERSION = 1
 NOTHING_PENDING = -1
 HEADER_BYTES_AT_MOST = 1 << 20
+MAX_CAPACITY_TOKENS = 1 << 40
 
 FLOAT_TYPES: dict[str, np.dtype] = {
     "float32": np.dtype(np.float32),
@@ -106,6 +107,8 @@ def block_layout(
         raise StateError(
             f"the state's capacity is {capacity}; a model with global attention needs the number of tokens to keep room for"
         )
+    if capacity is not None and capacity > MAX_CAPACITY_TOKENS:
+        raise StateError(f"the state's capacity is {capacity} tokens; it must be at most {MAX_CAPACITY_TOKENS}")
     if capacity is not None and not config.needs_capacity:
         raise StateError(f"capacity is {capacity}; this model's state has a fixed size and takes none")
     layout: dict[str, ArraySpec] = {}

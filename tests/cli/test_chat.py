@@ -54,7 +54,9 @@ def test_ctrl_c_ends_a_piped_conversation(chat, monkeypatch):
     assert chat(b"the hawk\nthe hill\n") == (130, "half", "")
 
 
-def test_ctrl_c_cuts_an_answer_short_on_a_terminal_and_the_conversation_goes_on(monkeypatch, capsys, tiny_model_directory):
+def test_ctrl_c_cuts_an_answer_short_on_a_terminal_and_the_conversation_goes_on(
+    monkeypatch, capsys, tiny_model_directory
+):
     monkeypatch.setattr(Conversation, "say", interrupted)
     lines = iter(["the hawk", "the hill"])
 

@@ -61,7 +61,14 @@ def test_plain_output_has_every_figure(griffin):
     run = griffin("info", "recurrentgemma-2b")
     assert run.err == ""
     assert run.out.isascii()
-    for figure in ("2,682,862,080", "18 recurrent, 8 local attention", "17,238,032", "37,748,752", "140.2x", "1.34 GB int4"):
+    for figure in (
+        "2,682,862,080",
+        "18 recurrent, 8 local attention",
+        "17,238,032",
+        "37,748,752",
+        "140.2x",
+        "1.34 GB int4",
+    ):
         assert figure in run.out
 
 

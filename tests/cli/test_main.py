@@ -80,6 +80,7 @@ def test_an_error_is_told_as_json_too_where_json_is_asked_for(griffin):
         (FileNotFoundError(errno.ENOENT, "No such file", "a\udc80b"), "error: a\\udc80b: No such file\n"),
         (OSError("cut off"), "error: cut off\n"),
         (MemoryError(), "error: there is not enough memory\n"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9"), "error: there is not enough memory\n"),
     ],
 )
 def test_faults_of_the_user_and_the_machine_are_one_line(griffin, monkeypatch, fault, told):
@@ -130,7 +131,13 @@ def test_help_and_info_need_no_torch():
 
 
 def test_output_is_utf8_in_a_locale_that_has_no_such_characters(tmp_path):
-    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    environment = {
+        **os.environ,
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONIOENCODING": "ascii",
+    }
     run = subprocess.run([*GRIFFIN, "info", "大鹰"], capture_output=True, env=environment)
     assert run.returncode == 2
     assert "大鹰" in run.stderr.decode("utf-8") or "\\u" in run.stderr.decode("ascii")

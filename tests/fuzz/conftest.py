@@ -36,8 +36,14 @@ def griffin(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
 def containers(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_directory: Path) -> Path:
     """A directory with the model as `whole` (ours), `shards` (Hugging Face's) and `pickle` (DeepMind's)."""
     root = tmp_path_factory.mktemp("containers")
-    for name, form, shard_bytes in [("whole", "griffinlm", 1 << 30), ("shards", "huggingface", 8000), ("pickle", "deepmind", 1)]:
-        write_checkpoint(CONFIG, initial_tensors(CONFIG, 0), root / name, form, None, tiny_tokenizer_directory, shard_bytes)
+    for name, form, shard_bytes in [
+        ("whole", "griffinlm", 1 << 30),
+        ("shards", "huggingface", 8000),
+        ("pickle", "deepmind", 1),
+    ]:
+        write_checkpoint(
+            CONFIG, initial_tensors(CONFIG, 0), root / name, form, None, tiny_tokenizer_directory, shard_bytes
+        )
     assert (root / "shards" / "model.safetensors.index.json").exists()
     return root
 

@@ -65,7 +65,9 @@ def test_damaged_checkpoints(griffin, directory, capsys, kind):
     for number in range(NUM_INPUTS[kind]):
         random = Random(f"{kind} {number}")
         file.write_bytes(random.choice(ways)(sound, random))
-        command = random.choice([("info", file.parent, "--json"), ("generate", "the hawk", "--model", file.parent, *ANSWER)])
+        command = random.choice(
+            [("info", file.parent, "--json"), ("generate", "the hawk", "--model", file.parent, *ANSWER)]
+        )
         statuses.append(assert_told(griffin, kind, number, *command))
     report(capsys, kind, statuses)
 
@@ -79,9 +81,7 @@ def test_damaged_states(griffin, directory, capsys, tmp_path):
     for number in range(NUM_INPUTS["state"]):
         random = Random(f"state {number}")
         state.write_bytes(random.choice([damaged, damaged_header])(sound, random))
-        statuses.append(
-            assert_told(griffin, "state", number, "generate", "", *model, *ANSWER, "--state-in", state)
-        )
+        statuses.append(assert_told(griffin, "state", number, "generate", "", *model, *ANSWER, "--state-in", state))
     report(capsys, "state", statuses)
 
 
@@ -151,37 +151,52 @@ OPTIONS: dict[str, list[str]] = {
     "convert": ["--to", "--random", "--preset", "--config", "--dtype", "--seed", "--json"],
     "evaluate": ["--text", "--weights", "--engine", "--threads", "--limit", "--json"],
 }  # fmt: skip
-ODD_ARGUMENTS = [
-    "", " ", "-", "--", "-1", "0", "1", "2", "3", "0.5", "1.5", "1e-320", "1e-30", "1e30", "1e308", "1e999", "inf", "-inf",
-    "nan", "0x10", "1_0", "٣", "1.0", "9" * 400, str(2**31), str(2**63 - 1), str(2**63), str(2**64), "true", "null", "auto",
-    "torch", "onnx", "float32", "bfloat16", "float16", "float64", "int8", "int4", "cpu", "cpu:1", "cuda", "meta", "mps",
-    "cuda:99", "huggingface", "deepmind", "griffinlm", "flax", "tiny-hawk", "tiny-griffin", "eyas ", "../x", "a/b", "a/b/c",
-    ".", "/", "/dev/null", "/nowhere/x", "x" * 300, "x/" * 3000, "a\nb", "a\x1b[31m", "\udcff", "état", "<bos>", "--json",
-    "--seed", "--help", "-h", "-x", "--max-tokens", "--max-tokens=2", "--=", "--stop=", "text.txt", "state", "model", "-vvv",
+ODD_NUMBERS = [
+    "-1", "0", "1", "2", "3", "0.5", "1.5", "1e-320", "1e-30", "1e30", "1e308", "1e999", "inf", "-inf", "-1e308", "nan", "0x10",
+    "1_0", "٣", "1.0", "9" * 400, "9" * 5000, str(2**31), str(2**63 - 1), str(2**63), str(2**64), "-0", "", "one",
 ]  # fmt: skip
+ODD_WORDS = [
+    "", " ", "-", "--", "true", "null", "auto", "torch", "onnx", "float32", "bfloat16", "float16", "float64", "int8", "int4",
+    "cpu", "cpu:1", "cuda", "meta", "mps", "cuda:99", "huggingface", "deepmind", "griffinlm", "flax", "tiny-hawk",
+    "tiny-griffin", "eyas ", "../x", "a/b", "a/b/c", ".", "/", "/dev/null", "/nowhere/x", "x" * 300, "x/" * 3000, "a\nb",
+    "a\x1b[31m", "\udcff", "état", "<bos>", "--json", "--seed", "--help", "-h", "-x", "--max-tokens", "--max-tokens=2", "--=",
+    "--stop=", "text.txt", "state", "model", "-vvv",
+]  # fmt: skip
+NUMERIC = {
+    "--threads", "--min-tokens", "--temperature", "--top-k", "--top-p", "--min-p", "--repetition-penalty",
+    "--presence-penalty", "--frequency-penalty", "--seed", "--limit",
+}  # fmt: skip
 
 
-def odd_arguments(random: Random, model: Path) -> list[Any]:
+def odd_value(option: str, random: Random) -> str:
+    """Mostly of the kind that the option takes."""
+    return random.choice(ODD_NUMBERS if (option in NUMERIC) == (random.random() < 0.8) else ODD_WORDS)
+
+
+def odd_arguments(random: Random, griffin: Path, gemma: Path) -> list[Any]:
     """A command with a sensible beginning, some of its options with odd values, and odd words."""
-    command = random.choice([*OPTIONS, "generate", "generate", "convert"])
+    model, max_tokens = random.choice(
+        [(griffin, "2"), (griffin, "2"), (gemma, random.choice(["2", "9" * 9, "9" * 30]))]
+    )
     words: dict[str, list[Any]] = {
-        "generate": ["the hawk", "--model", model, "--max-tokens", "2"],
-        "chat": ["--model", model, "--max-tokens", "2"],
+        "generate": ["the hawk", "--model", model, "--max-tokens", max_tokens],
+        "chat": ["--model", model, "--max-tokens", max_tokens],
         "info": [model],
         "pull": ["some/model", "--offline"],
         "convert": [model, "out", "--to", "griffinlm"],
         "evaluate": [model, "--text", "text.txt"],
     }
+    command = random.choice([*words, "generate", "generate", "convert"])
     line: list[Any] = [command, *(words[command] if random.random() < 0.9 else words[command][1:])]
     for option in random.sample(OPTIONS[command], random.randrange(min(4, len(OPTIONS[command]) + 1))):
-        line += [option] if option == "--json" else [option, random.choice(ODD_ARGUMENTS)]
-    for _ in range(random.choice([0, 0, 0, 1, 2])):
-        line.insert(random.randrange(len(line) + 1), random.choice(ODD_ARGUMENTS))
+        line += [option] if option == "--json" else [option, odd_value(option, random)]
+    for _ in range(random.choice([0, 0, 0, 0, 1, 2])):
+        line.insert(random.randrange(len(line) + 1), random.choice([*ODD_WORDS, *ODD_NUMBERS]))
     return line
 
 
 @pytest.mark.usefixtures("loaded_once")
-def test_odd_arguments(griffin, directory, capsys, tmp_path, monkeypatch):
+def test_odd_arguments(griffin, directory, tiny_gemma_directory, capsys, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -189,7 +204,7 @@ def test_odd_arguments(griffin, directory, capsys, tmp_path, monkeypatch):
     Path("text.txt").write_text("the hawk")
     statuses = []
     for number in range(NUM_INPUTS["arguments"]):
-        line = odd_arguments(Random(f"arguments {number}"), directory / "whole")
+        line = odd_arguments(Random(f"arguments {number}"), directory / "whole", tiny_gemma_directory)
         statuses.append(assert_told(griffin, "arguments", number, *line, stdin=b"the hawk\n"))
     assert statuses.count(0) > 100
     report(capsys, "arguments", statuses)

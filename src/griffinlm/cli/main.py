@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from griffinlm.cli.output import discard_output, force_utf8, print_error, print_json, quiet_libraries
+from griffinlm.cli.output import discard_output, force_utf8, is_out_of_memory, print_error, print_json, quiet_libraries
 from griffinlm.errors import GriffinError
 
 COMMANDS = ("generate", "chat", "pull", "info", "convert", "evaluate")
@@ -96,7 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except OSError as error:
             where = "" if error.filename is None else f"{error.filename}: "
             print_error(f"{where}{error.strerror or error}")
-        except MemoryError:
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
             print_error("there is not enough memory")
         finally:
             discard_output()
