@@ -1,6 +1,6 @@
 """Measures a trained model on the held-out text and writes its card: figures, data, licences, ten uncut samples.
 
-    python recipes/model_card.py DATA MODEL --tokens-seen N
+python recipes/model_card.py DATA MODEL --tokens-seen N
 """
 
 import argparse
@@ -29,7 +29,7 @@ PROMPTS = (
     "Anna wanted to learn how to swim.",
 )
 SAMPLE_TOKENS = 200
-SAMPLING = {"temperature": 0.7, "top_p": 0.95}
+TEMPERATURE, TOP_P = 0.7, 0.95
 
 ORIGINS = {
     "wiki_simple": "English Wikipedia of May 2015 (plain-prose articles), CC BY-SA 3.0; https://en.wikipedia.org/?curid=<id>",
@@ -76,7 +76,14 @@ def figures(model: griffinlm.LanguageModel, texts: dict[str, list[str]]) -> dict
     bits = sum(values["bits_per_byte"] * values["bytes"] for values in sources.values())
     num_bytes = sum(values["bytes"] for values in sources.values())
     samples = [
-        model.generate(prompt, max_tokens=SAMPLE_TOKENS, min_tokens=SAMPLE_TOKENS, seed=seed, **SAMPLING)
+        model.generate(
+            prompt,
+            max_tokens=SAMPLE_TOKENS,
+            min_tokens=SAMPLE_TOKENS,
+            seed=seed,
+            temperature=TEMPERATURE,
+            top_p=TOP_P,
+        )
         for seed, prompt in enumerate(PROMPTS)
     ]
     written = [prompt + sample.text for prompt, sample in zip(PROMPTS, samples, strict=True)]
@@ -138,7 +145,7 @@ the licences above, some of them share-alike, and whether weights are an adaptat
 
 ## Ten samples, uncut
 
-{SAMPLE_TOKENS} tokens each, temperature {SAMPLING["temperature"]}, top-p {SAMPLING["top_p"]}, seeds 0 to 9, the end token held back. Repeated four-word runs: {found["repeated_fourgrams"]:.1%}.
+{SAMPLE_TOKENS} tokens each, temperature {TEMPERATURE}, top-p {TOP_P}, seeds 0 to 9, the end token held back. Repeated four-word runs: {found["repeated_fourgrams"]:.1%}.
 
 {samples}
 """

@@ -1,4 +1,4 @@
-"""Trains the bundled model on a CPU: packed documents, Muon and AdamW, a stable stage and an anneal. Resumes when run again.
+"""Trains the bundled model on a CPU: packed documents, Muon and AdamW, a stable stage, an anneal. Resumes if cut off.
 
     python recipes/train_eyas.py DATA WORK --stable-steps 3000 --anneal-steps 600
 
@@ -19,9 +19,10 @@ from corpus import PRETRAIN_SOURCES, documents, is_held_out, rows
 from rich.progress import track
 from tokenizers import Tokenizer
 
-from griffinlm.checkpoint.initial import initial_tensors
+from griffinlm.checkpoint import initial_tensors, write_checkpoint
 from griffinlm.config import ModelConfig
-from griffinlm.model.griffin import Griffin
+from griffinlm.model import Griffin
+from griffinlm.model.state import to_array
 
 SEQUENCE_TOKENS = 1024
 BATCH_ROWS = 8
@@ -30,6 +31,8 @@ WARM_UP_STEPS = 100
 MATRIX_LEARNING_RATE = 0.02
 OTHER_LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.05
+
+ROLES = {"user": "user", "assistant": "model"}
 
 STABLE_MIX = {
     "wiki_simple": 0.42,
@@ -54,7 +57,7 @@ def token_file(data: Path, work: Path, source: str, tokenizer: Tokenizer) -> np.
     """All training documents of a source as one uint16 array, each between <bos> and <eos>."""
     path = work / f"{source}.uint16"
     if not path.exists():
-        bos, eos = (tokenizer.token_to_id(token) for token in ("<bos>", "<eos>"))
+        bos, eos = id_of(tokenizer, "<bos>"), id_of(tokenizer, "<eos>")
         texts = chat_texts(data) if source == "chat" else documents(data, source, held_out=False)
         with open(path.with_suffix(".part"), "wb") as out:
             batch: list[str] = []
@@ -68,6 +71,13 @@ def token_file(data: Path, work: Path, source: str, tokenizer: Tokenizer) -> np.
     return np.memmap(path, np.uint16, "r")
 
 
+def id_of(tokenizer: Tokenizer, token: str) -> int:
+    """The id of a control token, which every tokenizer of ours has."""
+    found = tokenizer.token_to_id(token)
+    assert found is not None, f"the tokenizer has no {token}"
+    return found
+
+
 def _write_documents(out, tokenizer: Tokenizer, texts: list[str], bos: int, eos: int) -> None:
     for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False):
         np.array([bos, *encoding.ids, eos], np.uint16).tofile(out)
@@ -79,7 +89,7 @@ def chat_texts(data: Path):
         if is_held_out("\n".join(message["content"] for message in row["messages"])):
             continue
         yield "".join(
-            f"<start_of_turn>{'user' if message['role'] == 'user' else 'model'}\n{message['content'].strip()}<end_of_turn>\n"
+            f"<start_of_turn>{ROLES[message['role']]}\n{message['content'].strip()}<end_of_turn>\n"
             for message in row["messages"]
         )
 
@@ -134,7 +144,7 @@ def optimizers(model: Griffin) -> list[torch.optim.Optimizer]:
 
 
 def held_out_bits_per_byte(model: Griffin, tokenizer: Tokenizer, texts: list[str]) -> float:
-    bos, bits, num_bytes = tokenizer.token_to_id("<bos>"), 0.0, 0
+    bos, bits, num_bytes = id_of(tokenizer, "<bos>"), 0.0, 0
     for text in texts:
         ids = torch.tensor([[bos, *tokenizer.encode(text, add_special_tokens=False).ids]])[:, : 4 * SEQUENCE_TOKENS]
         # Eager: every length would be compiled anew.
@@ -154,7 +164,7 @@ def save(path: Path, content: dict) -> None:
 
 def export(model: Griffin, work: Path) -> None:
     """The model directory, weights in bfloat16, with tokenizer."""
-    tensors = ((name, to_numpy(parameter.to(torch.bfloat16))) for name, parameter in model.named_parameters())
+    tensors = ((name, to_array(parameter.to(torch.bfloat16))) for name, parameter in model.named_parameters())
     write_checkpoint(model.config, tensors, work / "eyas", "griffinlm", tokenizer_directory=work / "tokenizer")
 
 
@@ -170,7 +180,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     tokenizer = Tokenizer.from_file(str(arguments.work / "tokenizer" / "tokenizer.json"))
-    bos = tokenizer.token_to_id("<bos>")
+    bos = id_of(tokenizer, "<bos>")
     files = {s: token_file(arguments.data, arguments.work, s, tokenizer) for s in (*PRETRAIN_SOURCES, "chat")}
     stable, anneal = Mixture(files, STABLE_MIX, bos), Mixture(files, ANNEAL_MIX, bos)
     stories = list(documents(arguments.data, "tinystories", held_out=True))[:50]
@@ -196,7 +206,6 @@ def main() -> None:
         for layer in model.layers:
             layer.compile()
 
-    log = open(arguments.work / "log.jsonl", "a", encoding="utf-8")
     total, began, losses = arguments.stable_steps + arguments.anneal_steps, time.monotonic(), []
     for step in track(range(first, total), description="training"):
         factor = learning_rate_factor(step, arguments.stable_steps, arguments.anneal_steps)
@@ -220,7 +229,8 @@ def main() -> None:
             if done % 500 == 0:
                 entry["tinystories"] = held_out_bits_per_byte(model, tokenizer, stories)
                 entry["wiki_simple"] = held_out_bits_per_byte(model, tokenizer, articles)
-            print(json.dumps(entry), file=log, flush=True)
+            with open(arguments.work / "log.jsonl", "a", encoding="utf-8") as log:
+                print(json.dumps(entry), file=log)
         if done % arguments.save_every == 0 or done == total:
             content = [stepper.state_dict() for stepper in steppers]
             save(checkpoint, {"model": model.state_dict(), "optimizers": content, "step": done})

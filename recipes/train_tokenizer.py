@@ -1,6 +1,6 @@
 """Trains eyas' tokenizer: byte-level BPE with Gemma's turn tokens and chat template.
 
-    python recipes/train_tokenizer.py DATA OUT      # DATA holds pretrain/ and sft/, OUT becomes a tokenizer directory
+python recipes/train_tokenizer.py DATA OUT      # DATA holds pretrain/ and sft/, OUT becomes a tokenizer directory
 """
 
 import argparse

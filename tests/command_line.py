@@ -47,6 +47,7 @@ def assert_one_error(err: str) -> None:
     lines = err.split("\n")
     assert lines.pop() == ""
     assert len(lines) in (1, 2), err
-    assert lines[0].startswith("error: ") and len(lines[0]) > len("error: ")
+    assert lines[0].startswith("error: ")
+    assert len(lines[0]) > len("error: ")
     assert all(line.startswith("hint: ") and len(line) > len("hint: ") for line in lines[1:])
     assert err.replace("\n", "").isprintable()

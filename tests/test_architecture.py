@@ -214,7 +214,14 @@ def test_everything_but_kernels_and_model_imports_without_torch(sources, tmp_pat
     assert run.returncode == 0, run.stderr
 
 
-PLANTED_ROWS = [["errors"], ["config", "presets"], ["state", "executor"], ["text", "kernels"], ["language_model"], ["cli"]]
+PLANTED_ROWS = [
+    ["errors"],
+    ["config", "presets"],
+    ["state", "executor"],
+    ["text", "kernels"],
+    ["language_model"],
+    ["cli"],
+]
 
 
 @pytest.mark.parametrize(
@@ -228,7 +235,10 @@ PLANTED_ROWS = [["errors"], ["config", "presets"], ["state", "executor"], ["text
         ("griffinlm.errors", "if TYPE_CHECKING:\n    from griffinlm.config import ModelConfig"),
         ("griffinlm.errors", "importlib.import_module('griffinlm.config')"),
         ("griffinlm.errors", "import_module(f'griffinlm.config.{name}')"),
-        ("griffinlm.errors", "class A:\n    try:\n        import griffinlm.cli.main\n    except ImportError:\n        pass"),
+        (
+            "griffinlm.errors",
+            "class A:\n    try:\n        import griffinlm.cli.main\n    except ImportError:\n        pass",
+        ),
         ("griffinlm.language_model", "from griffinlm import __version__"),
         ("griffinlm.text.stop", "from .tokenizer import Tokenizer"),
         ("griffinlm.cellar.wine", "x = 1"),
@@ -258,7 +268,9 @@ def test_rows_are_read_from_the_drawing():
     assert drawn_rows(design) == [["config", "presets"], ["a", "b"], ["cli"]]
 
 
-@pytest.mark.parametrize("source", ["import torch", "from torch import nn", "import torch.nn as nn", "def f():\n    import torch"])
+@pytest.mark.parametrize(
+    "source", ["import torch", "from torch import nn", "import torch.nn as nn", "def f():\n    import torch"]
+)
 def test_planted_torch_is_found_outside_its_rooms(source):
     assert len(torch_imports({"griffinlm.text.stop": source})) == 1
     assert torch_imports({"griffinlm.kernels.scan": source}) == []

@@ -56,7 +56,11 @@ def test_size_of_the_paper_is_within_a_fifth_of_its_name(name):
 
 
 def test_the_paper_has_griffin_in_seven_sizes_and_hawk_and_the_transformer_in_six():
-    assert [sum(name.startswith(family) for name in PAPER_SIZES) for family in ("griffin-", "hawk-", "mqa-")] == [7, 6, 6]
+    assert [sum(name.startswith(family) for name in PAPER_SIZES) for family in ("griffin-", "hawk-", "mqa-")] == [
+        7,
+        6,
+        6,
+    ]
 
 
 @pytest.mark.parametrize(("width", "factor"), [(2560, 50.5), (4096, 64.0), (256, 16.0), (32, 5.65625)])
@@ -147,7 +151,9 @@ def test_size_that_is_no_positive_integer_of_sane_magnitude_is_refused(path, val
 
 
 @pytest.mark.parametrize("path", NUMBERS)
-@pytest.mark.parametrize("value", [-1, -0.5, math.nan, math.inf, -math.inf, 1e300, ENDLESS, 5e-324, "1", False, [1.0], {}])
+@pytest.mark.parametrize(
+    "value", [-1, -0.5, math.nan, math.inf, -math.inf, 1e300, ENDLESS, 5e-324, "1", False, [1.0], {}]
+)
 def test_number_that_is_not_finite_and_positive_is_refused(path, value):
     assert path in refusal(edited(path, value))
 

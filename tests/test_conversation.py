@@ -81,7 +81,7 @@ def test_two_conversations_do_not_hear_each_other(model, texts):
 
 
 def test_a_turn_reads_only_what_is_new(griffin):
-    """Where the answer's ids are those the tokenizer would give, and where they are not: then the answer is read too."""
+    """Where the answer's ids are not those the tokenizer would give, the answer is read once more."""
     seen = set()
     for seed in range(20):
         conversation = Conversation(griffin, max_tokens=2, seed=seed)

@@ -82,7 +82,9 @@ def test_chunks_equal_the_whole(model, monkeypatch):
     agree(other, state)
 
 
-@pytest.mark.parametrize("options", [{"temperature": 0}, {"seed": 3}, {"seed": 3, "top_k": 40, "top_p": 0.9, "temperature": 0.8}])
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0}, {"seed": 3}, {"seed": 3, "top_k": 40, "top_p": 0.9, "temperature": 0.8}]
+)
 def test_saved_in_the_middle_equals_uninterrupted(model, tmp_path, options):
     whole = model.generate("the cat", max_tokens=40, min_tokens=40, **options)
     first = model.generate("the cat", max_tokens=13, min_tokens=13, **options)

@@ -12,7 +12,10 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "numerics.md"
 def table() -> str:
     """The tolerances as the page shows them."""
     lines = ["| operator | type | computed by | tolerance |", "| --- | --- | --- | --- |"]
-    lines += [f"| {operator} | {dtype} | {backend} | {value:.1e} |" for (operator, dtype, backend), value in TOLERANCES.items()]
+    lines += [
+        f"| {operator} | {dtype} | {backend} | {value:.1e} |"
+        for (operator, dtype, backend), value in TOLERANCES.items()
+    ]
     return "\n".join(lines)
 
 
@@ -30,7 +33,9 @@ def test_measure_is_absolute_below_one_and_relative_above():
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_nan_and_infinity_never_agree_not_even_with_themselves(bad):
     values = np.array([1.0, bad])
-    assert disagreement(values, np.ones(2)) == disagreement(np.ones(2), values) == disagreement(values, values) == np.inf
+    assert (
+        disagreement(values, np.ones(2)) == disagreement(np.ones(2), values) == disagreement(values, values) == np.inf
+    )
 
 
 def test_another_shape_is_no_agreement():

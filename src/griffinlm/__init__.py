@@ -1,7 +1,7 @@
 """griffinlm: language models whose memory does not grow.
 
-    model = griffinlm.load("eyas")
-    print(model.generate("Once upon a time", max_tokens=100).text)
+model = griffinlm.load("eyas")
+print(model.generate("Once upon a time", max_tokens=100).text)
 """
 
 from importlib import import_module

@@ -101,7 +101,7 @@ class ModelConfig:
     block_pattern: tuple[BlockKind, ...]
     """Kinds of the temporal blocks, repeated and cut to `num_layers`."""
     mlp_hidden: int
-    """X, channels of *one* branch of the gated MLP (Hugging Face's `intermediate_size` counts both for RecurrentGemma)."""
+    """X, channels of *one* branch of the gated MLP (RecurrentGemma's `intermediate_size` elsewhere counts both)."""
     recurrent: RecurrentConfig | None = None
     attention: AttentionConfig | None = None
     use_bias: bool = True

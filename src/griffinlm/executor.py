@@ -84,11 +84,13 @@ def check_prefill(
         num_tokens: [rows], tokens of each row's document read so far.
 
     Raises:
-        ExecutorError: wrong shape or type, an id outside the vocabulary, a position that neither starts a document, pads
-            nor continues, or one past the capacity.
+        ExecutorError: wrong shape or type, an id outside the vocabulary, a position that neither starts a document,
+            pads nor continues, or one past the capacity.
     """
     if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
-        raise ExecutorError(f"token ids are {tokens.dtype}{list(tokens.shape)}; they must be whole numbers [rows, tokens]")
+        raise ExecutorError(
+            f"token ids are {tokens.dtype}{list(tokens.shape)}; they must be whole numbers [rows, tokens]"
+        )
     if not tokens.shape[1]:
         raise ExecutorError("there are no tokens; at least one a row must be given")
     if positions is None:
@@ -96,9 +98,8 @@ def check_prefill(
         newest = num_tokens + tokens.shape[1] - 1
     else:
         if positions.shape != tokens.shape or positions.dtype.kind != "i":
-            raise ExecutorError(
-                f"positions are {positions.dtype}{list(positions.shape)}; they must be signed whole numbers {list(tokens.shape)}"
-            )
+            found = f"{positions.dtype}{list(positions.shape)}"
+            raise ExecutorError(f"positions are {found}; they must be signed whole numbers {list(tokens.shape)}")
         real = positions >= 0
         _check_continuation(positions, num_tokens)
         newest = positions.max(axis=1)

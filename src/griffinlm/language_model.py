@@ -99,19 +99,21 @@ class LanguageModel:
                 "none" gives None.
 
         Raises:
-            GriffinError: tokens, positions or state do not fit the model or each other, or the state has a pending token.
+            GriffinError: tokens, positions or state do not fit the model or each other, or a token is pending.
         """
         tokens = np.asarray(token_ids)
         places = None if positions is None else np.asarray(positions)
         if tokens.ndim != 2 or not tokens.size:
-            raise ExecutorError(f"token ids have shape {list(tokens.shape)}; they must be [rows, tokens], at least one each")
+            raise ExecutorError(
+                f"token ids have shape {list(tokens.shape)}; they must be [rows, tokens], at least one each"
+            )
         if logits not in ("all", "last", "none"):
             raise ExecutorError(f"logits is {logits!r}; allowed are all, last, none")
         self._check_state(state, len(tokens))
         if state is not None and state.pending.max() != NOTHING_PENDING:
             raise StateError(
                 f"the state has a pending token ({state.pending.max()}) that the model has not read",
-                hint="generate, stream and read consume it; or read it as the first of your tokens, with state.with_pending([-1])",
+                hint="generate, stream and read consume it; or give it as the first token to state.with_pending([-1])",
             )
         executor = self._executor(state, len(tokens), tokens.shape[1])
         out = _prefill(executor, range(len(tokens)), tokens, places, logits)
@@ -143,7 +145,7 @@ class LanguageModel:
         return answers.results() if several else answers.results()[0]
 
     def stream(self, prompt: Prompt, *, state: State | None = None, **options: Unpack[Options]) -> "Stream":
-        """Pieces of text as they are written, joined exactly the text of `generate`; then `.generation` is the whole."""
+        """Pieces of text as they are written, joined the text of `generate`; then `.generation` is the whole."""
         return Stream(self._answers([prompt], state, options))
 
     def read(self, text: Prompt, state: State | None = None) -> State:
@@ -155,7 +157,7 @@ class LanguageModel:
         return self._export(executor)
 
     def score(self, text: Prompt) -> np.ndarray:
-        """log p of every token of a text after those before it, BOS in front: float64 [tokens]. Ids: all but the first."""
+        """log p of every token of a text after those before it, BOS in front (of ids: all but the first); [tokens]."""
         ids = self._prompt_ids(text, None, 0)
         executor = self._executor(None, 1, len(ids))
         size = max(1, min(FORWARD_CHUNK_TOKENS, SCORED_LOGITS_AT_MOST // self.config.vocab_size))
@@ -172,7 +174,9 @@ class LanguageModel:
         checked = GenerationOptions.of(options)
         self._check_state(state, len(prompts))
         states = [None if state is None else state.row(row) for row in range(len(prompts))]
-        ids = [self._prompt_ids(prompt, one, row) for row, (prompt, one) in enumerate(zip(prompts, states, strict=True))]
+        ids = [
+            self._prompt_ids(prompt, one, row) for row, (prompt, one) in enumerate(zip(prompts, states, strict=True))
+        ]
         room = max(len(one) for one in ids) + checked.max_tokens
         executor = self.engine.executor(len(ids), self._capacity(state, room))
         return Answers(executor, ids, states, checked, self._tokenizer, lambda arrays: State(arrays, self.identity))
@@ -287,9 +291,8 @@ def load(
     if checkpoint.tokenizer_directory is not None:
         tokenizer = Tokenizer.from_directory(checkpoint.tokenizer_directory)
         if tokenizer.vocab_size > checkpoint.config.vocab_size:
-            raise LoadError(
-                f"the tokenizer has {tokenizer.vocab_size} tokens; the model's vocabulary has {checkpoint.config.vocab_size}"
-            )
+            size = checkpoint.config.vocab_size
+            raise LoadError(f"the tokenizer has {tokenizer.vocab_size} tokens; the model's vocabulary has {size}")
     return LanguageModel(built, tokenizer, checkpoint.digest)
 
 
@@ -307,7 +310,7 @@ def find_model(path_or_name: str | os.PathLike[str]) -> Path:
         return pull(name, offline=True)
     raise LoadError(
         f"there is no model {name!r}",
-        hint="give a model directory, 'eyas' for the bundled model, or an ORGANISATION/NAME that `griffin pull` has fetched",
+        hint="give a model directory, 'eyas' (the bundled model), or an ORGANISATION/NAME fetched with `griffin pull`",
     )
 
 
@@ -325,7 +328,9 @@ def _torch_engine(checkpoint: Checkpoint, device: str, weights: str, window_dtyp
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        raise LoadError(f"device is {device!r}; torch cannot use it here: {' '.join(str(error).split())[:120]}") from error
+        raise LoadError(
+            f"device is {device!r}; torch cannot use it here: {' '.join(str(error).split())[:120]}"
+        ) from error
     if threads is not None:
         torch.set_num_threads(threads)
     return build_engine(checkpoint.config, checkpoint.tensor, weights, window_dtype, device)

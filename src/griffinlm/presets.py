@@ -1,4 +1,4 @@
-"""Configurations by name: the published models, the sizes of the Griffin paper, the bundled model, small ones for tests."""
+"""Configurations by name: published models, the sizes of the Griffin paper, the bundled model, small ones for tests."""
 
 import math
 import struct
@@ -11,7 +11,7 @@ TRANSFORMER_PATTERN: tuple[BlockKind, ...] = ("global_attention",)
 
 
 def bfloat16_sqrt(width: int) -> float:
-    """sqrt(width) rounded to bfloat16: the factor RecurrentGemma puts on its embedding in every precision (50.5 for 2B)."""
+    """sqrt(width) rounded to bfloat16: the factor on RecurrentGemma's embedding in every precision (50.5 for 2B)."""
     (bits,) = struct.unpack("<I", struct.pack("<f", math.sqrt(width)))
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
     (value,) = struct.unpack("<f", struct.pack("<I", rounded))
@@ -61,9 +61,7 @@ def _paper(width: int, lru_width: int, num_layers: int, pattern: tuple[BlockKind
         num_layers=num_layers,
         block_pattern=pattern,
         mlp_hidden=3 * width,
-        recurrent=RecurrentConfig(
-            width=lru_width, num_gate_blocks=16, initial_decay_range="decay_to_the_eighth"
-        )
+        recurrent=RecurrentConfig(width=lru_width, num_gate_blocks=16, initial_decay_range="decay_to_the_eighth")
         if "recurrent" in pattern
         else None,
         attention=None if pattern == HAWK_PATTERN else attention,

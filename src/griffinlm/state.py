@@ -105,7 +105,7 @@ def block_layout(
     """
     if config.needs_capacity and (capacity is None or capacity < 1):
         raise StateError(
-            f"the state's capacity is {capacity}; a model with global attention needs the number of tokens to keep room for"
+            f"the state's capacity is {capacity}; a model with global attention needs room for at least one token"
         )
     if capacity is not None and capacity > MAX_CAPACITY_TOKENS:
         raise StateError(f"the state's capacity is {capacity} tokens; it must be at most {MAX_CAPACITY_TOKENS}")
@@ -192,7 +192,9 @@ class State:
         """
         path = Path(path)
         fingerprint = dataclasses.asdict(self.identity.fingerprint)
-        metadata = {"griffinlm": json.dumps({"fingerprint": fingerprint, "checksum": _checksum(self._arrays, fingerprint)})}
+        metadata = {
+            "griffinlm": json.dumps({"fingerprint": fingerprint, "checksum": _checksum(self._arrays, fingerprint)})
+        }
         arrays = {name: np.ascontiguousarray(array) for name, array in self._arrays.items()}
         try:
             _write_whole(path, safetensors.numpy.save(arrays, metadata=metadata))
@@ -214,9 +216,8 @@ class State:
         except (KeyError, TypeError, ValueError) as error:
             raise StateError(f"{path} is no state file of griffinlm") from error
         if fingerprint.get("format_version") != FORMAT_VERSION:
-            raise StateError(
-                f"state file {path} has format version {fingerprint.get('format_version')!r}; this program reads {FORMAT_VERSION}"
-            )
+            version = fingerprint.get("format_version")
+            raise StateError(f"state file {path} has format version {version!r}; this program reads {FORMAT_VERSION}")
         if checksum != _checksum(arrays, fingerprint):
             raise StateError(f"state file {path} is damaged: its checksum does not match its content")
         expected = dataclasses.asdict(model.identity.fingerprint)
@@ -240,7 +241,9 @@ def _check_layout(path: Path, arrays: dict[str, np.ndarray], model: StateOwner) 
     found = {name: ArraySpec(array.shape, array.dtype) for name, array in arrays.items()}
     wrong = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
     if rows < 1 or wrong:
-        raise StateError(f"state file {path} does not have the arrays of this model: {', '.join(wrong[:3]) or 'no rows'}")
+        raise StateError(
+            f"state file {path} does not have the arrays of this model: {', '.join(wrong[:3]) or 'no rows'}"
+        )
     num_tokens, pending = arrays["num_tokens"], arrays["pending"]
     if num_tokens.min() < 0 or pending.min() < NOTHING_PENDING or pending.max() >= model.config.vocab_size:
         raise StateError(f"state file {path} counts tokens or holds token ids that cannot be")

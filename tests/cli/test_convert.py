@@ -4,9 +4,8 @@ import json
 
 import pytest
 
-from griffinlm.checkpoint import initial_tensors, open_checkpoint
+from griffinlm.checkpoint import initial_tensors, open_checkpoint, write_checkpoint
 from griffinlm.config import AttentionConfig, ModelConfig, RecurrentConfig
-from griffinlm.checkpoint import write_checkpoint
 from griffinlm.presets import PRESETS, bfloat16_sqrt
 
 CONFIG = ModelConfig(

@@ -44,9 +44,7 @@ def test_packed_documents_equal_the_same_documents_alone(case, lengths, data):
             parts.append(logits)
     packed = torch.cat(parts, dim=1)
     for _, first, length in row.documents():
-        alone, alone_state = case.model(
-            tokens[:, first : first + length], empty_state(case.model, 1, row.num_tokens)
-        )
+        alone, alone_state = case.model(tokens[:, first : first + length], empty_state(case.model, 1, row.num_tokens))
         assert_same_logits(packed[:, first : first + length], alone)
     assert_same_state(state, alone_state)
 
@@ -157,7 +155,10 @@ def test_rows_of_different_ages_decode_as_each_alone(case, data):
         alone.append(case.model(case.tokens[[row], :age], state)[1] if age else state)
     joined = GriffinState(
         torch.cat([state.num_tokens for state in alone]),
-        tuple(type(same[0])(*map(torch.cat, zip(*same, strict=True))) for same in zip(*(s.blocks for s in alone), strict=True)),
+        tuple(
+            type(same[0])(*map(torch.cat, zip(*same, strict=True)))
+            for same in zip(*(s.blocks for s in alone), strict=True)
+        ),
     )
     following = _tokens(case, len(ages), 3)
     logits, state = case.model(following, joined)

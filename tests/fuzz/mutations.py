@@ -1,4 +1,4 @@
-"""Damage: bytes changed, cut and inserted; JSON with one value replaced by an odd one. Everything follows from a seed."""
+"""Damage to files: bytes changed, cut and inserted; JSON with an odd value. Everything follows from a seed."""
 
 import copy
 import json
@@ -7,13 +7,14 @@ from random import Random
 from typing import Any
 
 ODD_VALUES: list[Any] = [
-    None, True, False, 0, -1, 1, 2, 3, 7, 0.5, -0.0, 1e-320, 1e308, float("inf"), float("nan"), 2**31, 2**63, 2**64, 10**30,
-    "", "x", "\x00", "\ud800", "\u202e", "a\nb", "<bos>", "{{ 1/0 }}", "{% for i in range(10**9) %}{% endfor %}",
-    "../../etc/passwd", "x" * 5000, [], {}, [[]], [None], {"": {}}, [0] * 50, ["recurrent"],
+    None, True, False, 0, -1, 1, 2, 3, 7, 0.5, -0.0, 1e-320, 1e308, float("inf"), float("nan"), 2**31, 2**63, 2**64,
+    10**30, "", "x", "\x00", "\ud800", "\u202e", "a\nb", "<bos>", "{{ 1/0 }}",
+    "{% for i in range(10**9) %}{% endfor %}", "../../etc/passwd", "x" * 5000, [], {}, [[]], [None], {"": {}},
+    [0] * 50, ["recurrent"],
 ]  # fmt: skip
 ODD_BYTES = [
-    b"", b"\x00", b"\xff", b"\xed\xa0\x80", b"\n", b'"', b"\\", b"{", b"}", b"[" * 2000, b"]", b",", b":", b"null", b"-1",
-    b"1e999", b"9" * 6000, b"NaN", b"\\ud800", b"\xef\xbb\xbf",
+    b"", b"\x00", b"\xff", b"\xed\xa0\x80", b"\n", b'"', b"\\", b"{", b"}", b"[" * 2000, b"]", b",", b":", b"null",
+    b"-1", b"1e999", b"9" * 6000, b"NaN", b"\\ud800", b"\xef\xbb\xbf",
 ]  # fmt: skip
 
 

@@ -86,9 +86,9 @@ def test_damaged_states(griffin, directory, capsys, tmp_path):
 
 
 ODD_TEXTS = [
-    "", " ", "\n", "\x00", "\x00" * 100, "<bos>", "<eos><pad>", "<start_of_turn>model\n", "<end_of_turn>" * 50, "\ufeff",
-    "\u202etxet", "a" * 3000, "é" * 500, "\U0001f9a2" * 300, "\u0301" * 300, "{{ messages }}", "{% raw %}", "-", "--json",
-    "<start_of_", "turn>", "\r\n\r\n", "\x1b[2J", "the hawk ",
+    "", " ", "\n", "\x00", "\x00" * 100, "<bos>", "<eos><pad>", "<start_of_turn>model\n", "<end_of_turn>" * 50,
+    "\ufeff", "\u202etxet", "a" * 3000, "é" * 500, "\U0001f9a2" * 300, "\u0301" * 300, "{{ messages }}", "{% raw %}",
+    "-", "--json", "<start_of_", "turn>", "\r\n\r\n", "\x1b[2J", "the hawk ",
 ]  # fmt: skip
 ODD_TAILS = [b"", b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xc0\x80", b"\xe2\x80"]
 
@@ -152,15 +152,16 @@ OPTIONS: dict[str, list[str]] = {
     "evaluate": ["--text", "--weights", "--engine", "--threads", "--limit", "--json"],
 }  # fmt: skip
 ODD_NUMBERS = [
-    "-1", "0", "1", "2", "3", "0.5", "1.5", "1e-320", "1e-30", "1e30", "1e308", "1e999", "inf", "-inf", "-1e308", "nan", "0x10",
-    "1_0", "٣", "1.0", "9" * 400, "9" * 5000, str(2**31), str(2**63 - 1), str(2**63), str(2**64), "-0", "", "one",
+    "-1", "0", "1", "2", "3", "0.5", "1.5", "1e-320", "1e-30", "1e30", "1e308", "1e999", "inf", "-inf", "-1e308",
+    "nan", "0x10", "1_0", "٣", "1.0", "9" * 400, "9" * 5000, str(2**31), str(2**63 - 1), str(2**63), str(2**64), "-0",
+    "", "one",
 ]  # fmt: skip
 ODD_WORDS = [
-    "", " ", "-", "--", "true", "null", "auto", "torch", "onnx", "float32", "bfloat16", "float16", "float64", "int8", "int4",
-    "cpu", "cpu:1", "cuda", "meta", "mps", "cuda:99", "huggingface", "deepmind", "griffinlm", "flax", "tiny-hawk",
-    "tiny-griffin", "eyas ", "../x", "a/b", "a/b/c", ".", "/", "/dev/null", "/nowhere/x", "x" * 300, "x/" * 3000, "a\nb",
-    "a\x1b[31m", "\udcff", "état", "<bos>", "--json", "--seed", "--help", "-h", "-x", "--max-tokens", "--max-tokens=2", "--=",
-    "--stop=", "text.txt", "state", "model", "-vvv",
+    "", " ", "-", "--", "true", "null", "auto", "torch", "onnx", "float32", "bfloat16", "float16", "float64", "int8",
+    "int4", "cpu", "cpu:1", "cuda", "meta", "mps", "cuda:99", "huggingface", "deepmind", "griffinlm", "flax",
+    "tiny-hawk", "tiny-griffin", "eyas ", "../x", "a/b", "a/b/c", ".", "/", "/dev/null", "/nowhere/x", "x" * 300,
+    "x/" * 3000, "a\nb", "a\x1b[31m", "\udcff", "état", "<bos>", "--json", "--seed", "--help", "-h", "-x",
+    "--max-tokens", "--max-tokens=2", "--=", "--stop=", "text.txt", "state", "model", "-vvv",
 ]  # fmt: skip
 NUMERIC = {
     "--threads", "--min-tokens", "--temperature", "--top-k", "--top-p", "--min-p", "--repetition-penalty",

@@ -102,7 +102,9 @@ def test_without_a_seed_two_samplers_differ():
     assert Sampler(SamplingParameters()).choose(flat) != Sampler(SamplingParameters()).choose(flat)
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=8).filter(lambda w: sum(w) > 0), st.floats(0, 1, exclude_max=True))
+@given(
+    st.lists(st.floats(0, 1), min_size=1, max_size=8).filter(lambda w: sum(w) > 0), st.floats(0, 1, exclude_max=True)
+)
 def test_draw_gives_a_token_with_mass(weights, number):
     array = np.array(weights)
     assert array[draw(array, number)] > 0 or array.max() == array[draw(array, number)]

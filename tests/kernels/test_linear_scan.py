@@ -63,7 +63,9 @@ def test_chunked_equals_loop_at_every_length(num_tokens):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("num_rows", "num_tokens", "width"), [(1, 1, 1), (3, 2, 5), (2, 37, 7), (1, 257, 3), (5, 64, 1)])
+@pytest.mark.parametrize(
+    ("num_rows", "num_tokens", "width"), [(1, 1, 1), (3, 2, 5), (2, 37, 7), (1, 257, 3), (5, 64, 1)]
+)
 def test_chunked_equals_loop_in_every_type(dtype, num_rows, num_tokens, width):
     assert_chunked_equals_loop(draw(num_rows, num_tokens, width, dtype))
 
@@ -134,7 +136,9 @@ def test_chunked_equals_loop_where_documents_are_one_two_and_three_tokens(every)
 def test_inputs_need_not_be_contiguous():
     inputs = draw(3, 17, 5, torch.float64)
     expected = run(chunked.rg_lru, inputs)
-    transposed = {n: v.transpose(0, 1).contiguous().transpose(0, 1) for n, v in inputs.items() if v is not None and v.ndim > 1}
+    transposed = {
+        n: v.transpose(0, 1).contiguous().transpose(0, 1) for n, v in inputs.items() if v is not None and v.ndim > 1
+    }
     strided = {n: torch.stack([v, v], dim=-1).flatten(-2)[..., ::2] for n, v in inputs.items() if v is not None}
     for variant in (transposed, strided):
         assert not variant["x"].is_contiguous()
@@ -219,6 +223,8 @@ def test_drift_from_float64_stays_within_its_bound_at_any_length(dtype, num_toke
     expected_y, expected_final = chunked.rg_lru(**exact)
     assert_agree(y, expected_y, "rg_lru drift", dtype, "chunked")
     assert_agree(final, expected_final, "rg_lru drift", dtype, "chunked")
-    _, exact_final = chunked.rg_lru(**{n: v.double() if v is not None and n != "reset" else v for n, v in rounded.items()})
+    _, exact_final = chunked.rg_lru(
+        **{n: v.double() if v is not None and n != "reset" else v for n, v in rounded.items()}
+    )
     assert final.dtype == torch.float32
     assert_agree(final, exact_final, "rg_lru drift", torch.float32, "chunked")

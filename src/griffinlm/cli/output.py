@@ -43,6 +43,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def print_json(value: dict[str, Any]) -> None:
+    """One object on one line of standard output."""
     print(json.dumps(value, ensure_ascii=False))
 
 

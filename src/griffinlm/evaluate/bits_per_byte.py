@@ -27,12 +27,10 @@ class Evaluation:
         return self.bits / self.num_bytes
 
 
-def evaluate_documents(
-    model: LanguageModel, documents: Iterable[str], num_documents: int | None = None
-) -> Evaluation:
+def evaluate_documents(model: LanguageModel, documents: Iterable[str], num_documents: int | None = None) -> Evaluation:
     """sum of -log2 p(token | BOS and the tokens before it in its document) / bytes of the text in UTF-8.
 
-    The model predicts the document's tokens only, not its end. Bytes are counted on the text itself, so that models with
+    The model predicts the document's tokens only, not its end. Bytes are those of the text itself, so that models with
     different tokenizers compare.
 
     Args:

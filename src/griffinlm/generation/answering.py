@@ -21,7 +21,7 @@ class GenerationError(GriffinError):
 
 
 class Options(TypedDict, total=False):
-    """The options of `LanguageModel.generate` and `stream`, by keyword; see `SamplingParameters` for the sampling ones."""
+    """The options of `LanguageModel.generate` and `stream`; `SamplingParameters` describes those of sampling."""
 
     max_tokens: int
     min_tokens: int
@@ -39,6 +39,8 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class GenerationOptions:
+    """Checked options of one call."""
+
     max_tokens: int = 256
     min_tokens: int = 0
     """Tokens before which no end token is chosen."""
@@ -64,7 +66,8 @@ class GenerationOptions:
         values: dict[str, Any] = {name: value for name, value in options.items() if name in own}
         stop = values.get("stop") or ()
         values["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
-        parameters = SamplingParameters(**{name: value for name, value in options.items() if name in sampling})
+        chosen: dict[str, Any] = {name: value for name, value in options.items() if name in sampling}
+        parameters = SamplingParameters(**chosen)
         return cls(**values, sampling=parameters)
 
     def __post_init__(self) -> None:

@@ -11,6 +11,8 @@ from griffinlm.model.layers import GatedMLP, RgLru, RMSNorm, ShortConv, rotate, 
 
 
 class RecurrentState(NamedTuple):
+    """What a recurrent block remembers."""
+
     hidden: Tensor
     """h [B, L], float32 in every precision."""
     convolution: Tensor
@@ -18,6 +20,8 @@ class RecurrentState(NamedTuple):
 
 
 class AttentionState(NamedTuple):
+    """What an attention block remembers."""
+
     keys: Tensor
     """[B, S, H] after RoPE; slot = position mod S. S is the window, or the capacity where attention is global."""
     values: Tensor
@@ -112,6 +116,6 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout, state: BlockState | None) -> tuple[Tensor, BlockState]:
         temporal = self.recurrent if self.kind == "recurrent" else self.attention
-        mixed, state = temporal(self.temporal_norm(x), layout, state)
+        mixed, after = temporal(self.temporal_norm(x), layout, state)
         x = x + mixed
-        return x + self.mlp(self.mlp_norm(x)), state
+        return x + self.mlp(self.mlp_norm(x)), after

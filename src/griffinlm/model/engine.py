@@ -7,9 +7,9 @@ import torch
 
 from griffinlm.config import ModelConfig
 from griffinlm.executor import ExecutorError, LogitsChoice, check_prefill
-from griffinlm.progress import progress
 from griffinlm.model.griffin import Griffin, GriffinState
 from griffinlm.model.state import from_named, new_state, tensors, to_named, to_numpy, to_tensor
+from griffinlm.progress import progress
 
 PRECISIONS = ("float32", "bfloat16")
 WINDOW_DTYPES = ("float32", "bfloat16", "float16")
@@ -52,9 +52,7 @@ class TorchExecutor:
 
     def __init__(self, engine: TorchEngine, num_slots: int, capacity: int | None) -> None:
         self.engine, self.num_slots, self.capacity = engine, num_slots, capacity
-        self.state = new_state(
-            engine.config, num_slots, capacity, engine.window_dtype, engine.precision, engine.device
-        )
+        self.state = new_state(engine.config, num_slots, capacity, engine.window_dtype, engine.precision, engine.device)
 
     @torch.inference_mode()
     def prefill(
@@ -91,9 +89,8 @@ class TorchExecutor:
         given = from_named(self.engine.config, named)
         for kept, new in zip(tensors(self.state), tensors(given), strict=True):
             if kept.shape[1:] != new.shape[1:] or kept.dtype != new.dtype:
-                raise ExecutorError(
-                    f"a state's array is {new.dtype}{list(new.shape)}; this executor's slots are {kept.dtype}{list(kept.shape)}"
-                )
+                found, allowed = f"{new.dtype}{list(new.shape)}", f"{kept.dtype}{list(kept.shape)}"
+                raise ExecutorError(f"a state's array is {found}; this executor's slots have {allowed}")
         self.rollback(slot, given)
 
     def release(self, slot: int) -> None:

@@ -11,6 +11,7 @@ from griffinlm.executor import LogitsChoice
 from griffinlm.model.blocks import BlockState, Layout, ResidualBlock
 from griffinlm.model.layers import RMSNorm
 
+
 class GriffinState(NamedTuple):
     """Everything the model remembers of its rows. Passed in, returned anew, never changed in place."""
 

@@ -54,11 +54,12 @@ def tensors(state: GriffinState) -> Iterable[Tensor]:
 
 def to_numpy(named: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """Copies of tensors as the arrays of a `State` with nothing pending."""
-    arrays = {name: _array(tensor) for name, tensor in named.items()}
+    arrays = {name: to_array(tensor) for name, tensor in named.items()}
     return {**arrays, "pending": np.full(len(arrays["num_tokens"]), NOTHING_PENDING, np.int64)}
 
 
-def _array(tensor: Tensor) -> np.ndarray:
+def to_array(tensor: Tensor) -> np.ndarray:
+    """A copy of the tensor as an array of its type."""
     tensor = tensor.detach().cpu().contiguous().clone()
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)

@@ -1,6 +1,7 @@
 """The RG-LRU on a CPU: two levels of chunks, about 2 sqrt(T) vector operations instead of T, and its own backward."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,7 +63,7 @@ def _coefficients(recurrence_gate: Tensor, softplus_a: Tensor, starts: Tensor, p
 
 class _RgLru(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, input_gate, recurrence_gate, a_param, reset, initial, lengths):
+    def forward(ctx: Any, x, input_gate, recurrence_gate, a_param, reset, initial, lengths):
         accumulate = torch.promote_types(x.dtype, torch.float32)
         padding = None if lengths is None else _padding(lengths, x.shape[1])
         softplus_a = torch.nn.functional.softplus(a_param.to(accumulate))
@@ -76,7 +77,7 @@ class _RgLru(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *gradients):
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         dy, dfinal = gradients
         x, input_gate, recurrence_gate, a_param, reset, initial, lengths, h = ctx.saved_tensors
         accumulate = h.dtype

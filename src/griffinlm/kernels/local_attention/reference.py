@@ -1,4 +1,4 @@
-"""Multi-query attention over a ring of past keys and a chunk of new ones; global attention is a ring never overwritten."""
+"""Multi-query attention over a ring of past keys and a chunk of new ones; global attention never overwrites it."""
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ def attention(
     Returns:
         [B, T, N, H]; rows of padding hold finite values without meaning.
     """
-    num_rows, num_tokens, num_heads, head_size = query.shape
+    num_rows, num_tokens, num_heads = query.shape[:3]
     device = query.device
     reach = positions.clamp(min=0)
     if window_tokens is not None:
