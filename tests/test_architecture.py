@@ -1,4 +1,4 @@
-"""The rules of docs/design.md that a program can hold: who may import whom, who may know torch, and the size of files."""
+"""The rules of docs/design.md that a program can hold: who imports whom, who knows torch, and the size of files."""
 
 import ast
 import subprocess
@@ -141,7 +141,7 @@ def attributes_read(tree: ast.AST) -> set[str]:
 
 
 def unread_fields(sources: Sources) -> list[str]:
-    """Fields of the configuration that nothing outside config.py reads, neither directly nor by a property made of them."""
+    """Configuration fields that nothing outside config.py reads, neither directly nor by a property made of them."""
     config = f"{PACKAGE}.config"
     outside = set().union(*(attributes_read(ast.parse(s)) for m, s in sources.items() if m != config))
     unread = []

@@ -88,7 +88,7 @@ def test_plan_names_every_block_once_in_order():
 
 
 def test_unknown_preset_is_one_line_with_the_names_there_are():
-    with pytest.raises(ConfigError, match="'nothing\\\\nnamed so'.*tiny-griffin") as error:
+    with pytest.raises(ConfigError, match=r"'nothing\\nnamed so'.*tiny-griffin") as error:
         ModelConfig.preset("nothing\nnamed so")
     assert "\n" not in str(error.value)
 

@@ -168,3 +168,10 @@ def test_a_refused_write_is_one_line_and_cleaned_up(format: str, tmp_path: Path)
     assert "\n" not in done.stdout
     assert done.stderr == ""
     assert not list(tmp_path.iterdir())
+
+
+def test_files_have_the_mode_of_new_files(tmp_path: Path):
+    (tmp_path / "new").touch()
+    write(random_tensors(CONFIG), tmp_path / "model")
+    modes = {path.stat().st_mode for path in (tmp_path / "model").iterdir()}
+    assert modes == {(tmp_path / "new").stat().st_mode}

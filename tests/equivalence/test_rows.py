@@ -56,7 +56,7 @@ def _tokens(case: Case, num_rows: int, num_tokens: int) -> Tensor:
 
 @st.composite
 def paddings(draw: st.DrawFn, num_rows: int, num_tokens: int) -> Tensor:
-    """[B, T] bool, True where padding stands: on the left, on the right, on both sides, anywhere, nowhere, everywhere."""
+    """[B, T] bool, True where padding stands: left, right, on both sides, anywhere, nowhere, everywhere."""
     padded = torch.zeros(num_rows, num_tokens, dtype=torch.bool)
     for row in padded:
         kind = draw(st.sampled_from(["left", "right", "both", "anywhere"]))

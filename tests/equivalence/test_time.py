@@ -119,7 +119,7 @@ def test_two_interleaved_conversations_equal_each_alone(case, data):
 
 @given(cases(), st.data())
 def test_new_document_in_a_used_state_equals_a_fresh_state(case, data):
-    """The document begins at position 0 in a state that read something else, and goes on in chunks without positions."""
+    """It begins at position 0 in a state that read something else, and goes on in chunks without positions."""
     _, used = case.model(case.tokens.flip(1), case.empty())
     first, *rest = case.tokens.split(data.draw(cuts(case)), dim=1)
     logits, used = case.model(first, used, torch.arange(first.shape[1]).expand_as(first))
@@ -134,7 +134,7 @@ def test_new_document_in_a_used_state_equals_a_fresh_state(case, data):
 
 @given(configs(LOCAL), st.integers(0, 2**31))
 def test_long_decoding_does_not_drift(config, seed):
-    """Every step of ten windows = the full forward; the last steps = a forward over the last part with the true state."""
+    """Every step of ten windows = the full forward; the last steps = one forward over them from the true state."""
     window = 6 if config.attention is None else config.attention.window_tokens
     model = random_model(config, seed)
     num_tokens, cut = 10 * window, 9 * window

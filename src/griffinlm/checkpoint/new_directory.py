@@ -30,6 +30,7 @@ def new_directory(destination: Path) -> Iterator[Path]:
         partial.mkdir()
         try:
             yield partial
+            _open_to_readers(partial)
             _flush(partial)
             if final.is_dir():
                 final.rmdir()
@@ -40,6 +41,14 @@ def new_directory(destination: Path) -> Iterator[Path]:
             raise
     except OSError as error:
         raise CheckpointError(f"cannot write {destination}: {describe(error)}") from error
+
+
+def _open_to_readers(directory: Path) -> None:
+    """Gives every file the mode that new files have here; safetensors makes its own readable by the owner alone."""
+    mode = directory.stat().st_mode & 0o666
+    for path in directory.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def _flush(directory: Path) -> None:
