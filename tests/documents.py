@@ -21,7 +21,7 @@ class Row:
         return sum(self.lengths)
 
     def documents(self) -> list[tuple[int, int, int]]:
-        """Of each document with tokens in the call: tokens read before, its first index in the call, tokens in the call."""
+        """Of each document with tokens in the call: tokens read before, first index in the call, tokens in the call."""
         firsts = [sum(self.lengths[:i]) for i in range(len(self.lengths))]
         befores = [self.num_before] + [0] * (len(self.lengths) - 1)
         return [d for d in zip(befores, firsts, self.lengths, strict=True) if d[2]]

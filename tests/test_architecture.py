@@ -92,7 +92,7 @@ def imported_room(target: str, rooms: Set[str]) -> str:
 
 def upward_imports(sources: Sources, rows: list[list[str]]) -> list[str]:
     """Imports that do not go down, rooms without a place in the diagram, and relative imports, which hide the room."""
-    rank = {room: index for index, row in enumerate(rows) for room in row}
+    rank: dict[str, float] = {room: index for index, row in enumerate(rows) for room in row}
     # The face re-exports what stands up to language_model; only what is above that may import from it.
     rank[PACKAGE] = rank["language_model"] + 0.5
     rooms = rank.keys() | {room_of(module) for module in sources}

@@ -43,10 +43,12 @@ def test_packed_documents_equal_the_same_documents_alone(case, lengths, data):
             logits, state = case.model(tokens[:, part], state, positions[:, part])
             parts.append(logits)
     packed = torch.cat(parts, dim=1)
-    for _, first, length in row.documents():
-        alone, alone_state = case.model(tokens[:, first : first + length], empty_state(case.model, 1, row.num_tokens))
-        assert_same_logits(packed[:, first : first + length], alone)
-    assert_same_state(state, alone_state)
+    alone = [
+        case.model(tokens[:, first : first + length], empty_state(case.model, 1, row.num_tokens))
+        for _, first, length in row.documents()
+    ]
+    assert_same_logits(packed, torch.cat([logits for logits, _ in alone], dim=1))
+    assert_same_state(state, alone[-1][1])
 
 
 def _tokens(case: Case, num_rows: int, num_tokens: int) -> Tensor:
