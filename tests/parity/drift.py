@@ -39,8 +39,6 @@ class Drift(NamedTuple):
     """h of the recurrent block that is furthest away."""
     logits: float
     """The last 64 tokens' logits."""
-    state: GriffinState
-    """Of the bfloat16 model."""
 
 
 def drifts(initial_decay_range: DecayRange, lengths: tuple[int, ...] = LENGTHS) -> Iterator[Drift]:
@@ -60,15 +58,15 @@ def drifts(initial_decay_range: DecayRange, lengths: tuple[int, ...] = LENGTHS) 
             for a, b in zip(low_state.blocks, high_state.blocks, strict=True)
             if isinstance(a, RecurrentState) and isinstance(b, RecurrentState)
         ]
-        yield Drift(stop, max(hidden), relative_error(low_logits[:, -64:], high_logits[:, -64:]), low_state)
+        yield Drift(stop, max(hidden), relative_error(low_logits[:, -64:], high_logits[:, -64:]))
         start = stop
 
 
 @torch.no_grad()
 def _read(model: Griffin, tokens: Tensor, state: GriffinState | None) -> tuple[Tensor, GriffinState]:
-    logits, state = model(tokens, state)
+    logits, after = model(tokens, state)
     assert logits is not None
-    return logits, state
+    return logits, after
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_tokenizers import byte_fallback_pipeline, byte_level_pipeline, sentencepiece_model, write_config
+from .small_tokenizers import byte_fallback_pipeline, byte_level_pipeline, sentencepiece_model, write_config
 from tokenizers import Tokenizer as Pipeline
 from tokenizers import decoders, models, pre_tokenizers
 

@@ -1,5 +1,6 @@
 """griffin evaluate: held-out bits per byte."""
 
+import sys
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -35,7 +36,8 @@ def evaluate(
     """
     from griffinlm.evaluate.documents import read_documents
 
-    documents = list(islice(read_documents(text), limit))
+    num_documents = None if limit is None else min(limit, sys.maxsize)
+    documents = list(islice(read_documents(text), num_documents))
     loaded = o.load_model(context.params)
 
     from griffinlm.evaluate.bits_per_byte import evaluate_documents
