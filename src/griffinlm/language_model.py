@@ -297,21 +297,27 @@ def load(
 
 
 def find_model(path_or_name: str | os.PathLike[str]) -> Path:
-    """The directory or file of a model: a path, a bundled model's name, or a repository in the local cache."""
-    path = Path(path_or_name)
-    if path.exists():
-        return path
+    """The directory or file of a model: a bundled model's name, a path, or a repository in the local cache.
+
+    A bundled name means the bundled model in every working directory; `./eyas` is a directory of that name.
+    """
     name = os.fspath(path_or_name)
     if re.fullmatch(r"[a-z0-9-]+", name) and (BUNDLED_MODELS / name / "config.json").exists():
         return BUNDLED_MODELS / name
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        from griffinlm.checkpoint import pull
+    path = Path(path_or_name)
+    if path.exists():
+        return path
+    hint = "give a model directory, 'eyas' (the bundled model), or an ORGANISATION/NAME fetched with `griffin pull`"
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise LoadError(f"there is no model {name!r}", hint)
+    from griffinlm.checkpoint import CheckpointError, pull
 
+    try:
         return pull(name, offline=True)
-    raise LoadError(
-        f"there is no model {name!r}",
-        hint="give a model directory, 'eyas' (the bundled model), or an ORGANISATION/NAME fetched with `griffin pull`",
-    )
+    except CheckpointError as error:
+        raise LoadError(
+            f"there is no model directory {name}, and no complete copy of that name in the cache", hint
+        ) from error
 
 
 def _torch_engine(checkpoint: Checkpoint, device: str, weights: str, window_dtype: str, threads: int | None) -> Engine:

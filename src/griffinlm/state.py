@@ -21,7 +21,6 @@ from griffinlm.errors import GriffinError
 
 FORMAT_VERSION = 1
 NOTHING_PENDING = -1
-HEADER_BYTES_AT_MOST = 1 << 20
 MAX_CAPACITY_TOKENS = 1 << 40
 
 FLOAT_TYPES: dict[str, np.dtype] = {
