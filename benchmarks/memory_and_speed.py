@@ -31,6 +31,7 @@ PROMPT = "Once upon a time"
 MEMORY_TARGET, TIME_TARGET = 0.02, 0.10
 NUM_TIMED_TOKENS = 1000
 TOKENS_BETWEEN_MEMORY_SAMPLES = 100
+TOKENS_BETWEEN_POINTS = 500
 SAMPLING: Options = {"temperature": 1.0, "top_p": 0.95, "seed": 0}
 
 
@@ -60,6 +61,18 @@ class Watch:
             self.resident[self.num_steps // TOKENS_BETWEEN_MEMORY_SAMPLES] = resident_bytes()
         self.step_times[self.num_steps] = time.perf_counter()
         self.num_steps += 1
+
+    def series(self) -> list[dict[str, Any]]:
+        """Median time a token and resident set, stretch by stretch from the first token on: what a plot shows."""
+        milliseconds = np.diff(self.step_times[: self.num_steps]) * 1e3
+        return [
+            {
+                "tokens": start,
+                "median_ms_per_token": round(float(np.median(milliseconds[start : start + TOKENS_BETWEEN_POINTS])), 4),
+                "resident_bytes": int(self.resident[start // TOKENS_BETWEEN_MEMORY_SAMPLES]),
+            }
+            for start in range(0, len(milliseconds), TOKENS_BETWEEN_POINTS)
+        ]
 
 
 class WatchedEngine:
@@ -134,6 +147,7 @@ def measure(model: griffinlm.LanguageModel, prompt: str | list[int], num_tokens:
         "median_ms_per_token_last": round(last, 4),
         "time_change": round(time_change, 5),
         "time_target": TIME_TARGET,
+        "series": watch.series(),
         "targets_met": bool(abs(memory_change) <= MEMORY_TARGET and abs(time_change) <= TIME_TARGET),
     }
 

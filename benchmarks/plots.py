@@ -1,0 +1,87 @@
+"""Draws the pictures of docs/results.md from what the benchmarks wrote and from the sizes of the models.
+
+python benchmarks/plots.py benchmarks/results docs/pictures
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+
+from griffinlm.config import ModelConfig
+from griffinlm.state import state_layout
+
+INK, HAWK, GEMMA = "#444444", "#1f6f8b", "#c8553d"
+MEGABYTE = 1e6
+LENGTHS = [2**exponent for exponent in range(7, 18)]
+STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "svg.hashsalt": "griffinlm",
+    "figure.figsize": (7.0, 3.2),
+}
+
+
+def bytes_kept(preset: str, num_tokens: int) -> int:
+    """Bytes of one conversation of a preset in 16 bit."""
+    config = ModelConfig.preset(preset)
+    capacity = num_tokens if config.needs_capacity else None
+    return sum(array.nbytes for array in state_layout(config, 1, capacity, "bfloat16", "bfloat16").values())
+
+
+def draw_state_sizes(path: Path) -> None:
+    """What a conversation costs in memory, by its length: a state of fixed size against a transformer's cache."""
+    figure, axes = plt.subplots(layout="constrained")
+    for preset, name, colour in (("gemma-2b", "Gemma-2B", GEMMA), ("recurrentgemma-2b", "RecurrentGemma-2B", HAWK)):
+        sizes = [bytes_kept(preset, length) / MEGABYTE for length in LENGTHS]
+        axes.plot(LENGTHS, sizes, color=colour, linewidth=2)
+        axes.annotate(name, (LENGTHS[-1], sizes[-1]), (6, 0), textcoords="offset points", color=colour, va="center")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(LENGTHS[::2], [f"{length:,}" for length in LENGTHS[::2]])
+    axes.set_yticks([1, 10, 100, 1000], ["1 MB", "10 MB", "100 MB", "1 GB"])
+    axes.minorticks_off()
+    axes.set_xlabel("tokens in the conversation")
+    axes.set_ylabel("memory of the conversation")
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def draw_memory_and_speed(record: dict, path: Path) -> None:
+    """Resident set and time a token while one long answer is written."""
+    tokens = [point["tokens"] for point in record["series"]]
+    figure, (memory, speed) = plt.subplots(1, 2, layout="constrained")
+    memory.plot(tokens, [point["resident_bytes"] / MEGABYTE for point in record["series"]], color=HAWK, linewidth=2)
+    memory.set_ylabel("resident set, megabytes")
+    speed.plot(tokens, [point["median_ms_per_token"] for point in record["series"]], color=HAWK, linewidth=2)
+    speed.set_ylabel("milliseconds a token, median of 500")
+    for axes in (memory, speed):
+        axes.axvline(record["window_tokens"], color=INK, linewidth=0.8, linestyle=":")
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("tokens written (dotted: window full)")
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("pictures", type=Path)
+    options = parser.parse_args()
+    options.pictures.mkdir(parents=True, exist_ok=True)
+    plt.rcParams.update(STYLE)
+    draw_state_sizes(options.pictures / "state_sizes.svg")
+    records = sorted(options.results.glob("*-memory_and_speed.json"))
+    if records:
+        newest = max(records, key=lambda path: json.loads(path.read_text(encoding="utf-8"))["date"])
+        draw_memory_and_speed(json.loads(newest.read_text(encoding="utf-8")), options.pictures / "memory_and_speed.svg")
+
+
+if __name__ == "__main__":
+    main()
