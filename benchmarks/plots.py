@@ -6,6 +6,7 @@ python benchmarks/plots.py benchmarks/results docs/pictures
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -18,7 +19,7 @@ from griffinlm.state import state_layout
 INK, HAWK, GEMMA = "#444444", "#1f6f8b", "#c8553d"
 MEGABYTE = 1e6
 LENGTHS = [2**exponent for exponent in range(7, 18)]
-STYLE = {
+STYLE: dict[str, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -75,7 +76,7 @@ def main() -> None:
     parser.add_argument("pictures", type=Path)
     options = parser.parse_args()
     options.pictures.mkdir(parents=True, exist_ok=True)
-    plt.rcParams.update(STYLE)
+    plt.rcParams.update(STYLE)  # pyright: ignore[reportCallIssue, reportArgumentType]  (keys are plain text)
     draw_state_sizes(options.pictures / "state_sizes.svg")
     records = sorted(options.results.glob("*-memory_and_speed.json"))
     if records:

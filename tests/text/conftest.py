@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
-from .small_tokenizers import byte_fallback_pipeline, byte_level_pipeline, sentencepiece_model, write_config
 
 from griffinlm.text import Tokenizer
+
+from .small_tokenizers import byte_fallback_pipeline, byte_level_pipeline, sentencepiece_model, write_config
 
 
 @pytest.fixture(scope="session")

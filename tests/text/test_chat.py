@@ -5,11 +5,12 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from .small_tokenizers import CONTROL, byte_level_pipeline, sentencepiece_model, write_config
 from tokenizers import Tokenizer as Pipeline
 
 from griffinlm.text import Tokenizer, TokenizerError
 from griffinlm.text.chat import ChatTemplate
+
+from .small_tokenizers import CONTROL, byte_level_pipeline, sentencepiece_model, write_config
 
 CONVERSATION = [
     {"role": "user", "content": " Tell me\n a story "},

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from .small_tokenizers import CONTROL, byte_level_pipeline, sentencepiece_model
 from tokenizers import AddedToken, normalizers
 from tokenizers import Tokenizer as Pipeline
 
 from griffinlm.text import Tokenizer, TokenizerError
+
+from .small_tokenizers import CONTROL, byte_level_pipeline, sentencepiece_model
 
 ORDINARY = [
     "",

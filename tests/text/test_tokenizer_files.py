@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from .small_tokenizers import byte_fallback_pipeline, byte_level_pipeline, sentencepiece_model, write_config
 from tokenizers import Tokenizer as Pipeline
 from tokenizers import decoders, models, pre_tokenizers
 
 from griffinlm.text import Tokenizer, TokenizerError, json_backend
+
+from .small_tokenizers import byte_fallback_pipeline, byte_level_pipeline, sentencepiece_model, write_config
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
