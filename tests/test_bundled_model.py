@@ -7,7 +7,7 @@ import pytest
 import griffinlm
 from griffinlm import ModelConfig, State
 
-STORY = """Once upon a time, there was a boy named Max. Max had a red ball. He liked to play with his ball in the garden.
+STORY = """Once upon a time, there was a boy named Max. Max had a red ball. He liked to play with it in the garden.
 One day, the ball rolled under a big bush. Max was sad. He asked his mom, "Can you help me find my ball?" His mom
 smiled and said, "Yes, let's look for it." They looked and looked. Then Max saw something red. It was his ball! Max was
 so happy. He hugged his mom and said, "Thank you!" """
