@@ -21,11 +21,12 @@ run: $(VENV)/.run
 	@$(BIN)/griffin generate "Once upon a time" \
 		--min-tokens 150 --max-tokens 220 --temperature 0.8 --top-p 0.95 --seed 7
 
+# A process a core: every test uses one thread.
 test: $(VENV)/.test
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest --numprocesses auto -m "not slow"
 
 test-all: $(VENV)/.test
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses auto
 
 check: $(VENV)/.test
 	@$(BIN)/ruff format --check .
