@@ -63,6 +63,8 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(arguments.out / "tokenizer.json"))
     settings = {
+        # Without it transformers takes Gemma's own class for a converted model and cuts text in another way.
+        "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": "<bos>",
         "eos_token": "<eos>",
         "pad_token": "<pad>",

@@ -1,5 +1,8 @@
 """The library's face: whatever way tokens reach the model, it says the same."""
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,7 +11,8 @@ from tolerances import assert_agree
 
 import griffinlm
 from griffinlm import GriffinError, State
-from griffinlm.checkpoint import initial_tensors, write_checkpoint
+from griffinlm.checkpoint import initial_tensors, open_checkpoint, write_checkpoint
+from griffinlm.language_model import find_model
 
 IDS = [5, 80, 81, 7, 100, 258, 3, 9, 9, 60, 11, 12, 90]
 
@@ -289,6 +293,13 @@ def test_without_a_tokenizer_only_text_complains(gemma):
         (lambda m: m.generate("a", temperatur=1), "unknown option 'temperatur'"),
         (lambda m: m.generate("a", temperature=-1), "temperature is -1"),
         (lambda m: m.generate([999_999]), "token id 999999"),
+        (lambda m: m.score([1, 999_999]), "token id 999999"),
+        (lambda m: m.score([1, -3]), "token id -3"),
+        (lambda m: m.forward([[1, 2], [3]]), "different lengths"),
+        (lambda m: m.generate([1.5]), "a prompt is list"),
+        (lambda m: m.generate(None), "a prompt is NoneType"),
+        (lambda m: m.generate(b"abc"), "a prompt is bytes"),
+        (lambda m: m.score([5, "a"]), "a prompt is list"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(model, arguments, message):
@@ -320,3 +331,51 @@ def test_an_unknown_model_says_what_to_do():
     with pytest.raises(GriffinError, match="there is no model 'nothing'") as caught:
         griffinlm.load("nothing")
     assert caught.value.hint is not None
+
+
+def test_a_path_is_never_a_bundled_name(tmp_path, monkeypatch, tiny_model_directory):
+    (tmp_path / "eyas").symlink_to(tiny_model_directory)
+    monkeypatch.chdir(tmp_path)
+    assert find_model(Path("./eyas")) == Path("eyas")
+    assert find_model("./eyas") == Path("eyas")
+    assert find_model("eyas") != Path("eyas")
+
+
+def test_padding_may_hold_any_id(model):
+    logits, state = model.forward([[99_999, 5, -7, 6]], positions=[[-1, 0, -1, 1]])
+    expected, one = model.forward([[5, 6]])
+    close(logits[:, [1, 3]], expected)
+    agree(state, one)
+
+
+def test_a_state_belongs_to_a_configuration_too(model, tmp_path, tiny_model_directory):
+    checkpoint = open_checkpoint(tiny_model_directory)
+    config = dataclasses.replace(checkpoint.config, logit_soft_cap=3.0)
+    write_checkpoint(config, checkpoint.tensors(), tmp_path / "m", "griffinlm", None, checkpoint.tokenizer_directory)
+    other = griffinlm.load(tmp_path / "m")
+    model.read("a").save(tmp_path / "s")
+    with pytest.raises(GriffinError, match="another model: weights"):
+        State.load(tmp_path / "s", other)
+    with pytest.raises(GriffinError, match="another model"):
+        other.read("b", model.read("a"))
+
+
+def test_ids_that_the_tokenizer_does_not_have_are_never_chosen(tmp_path, tiny_model_directory):
+    checkpoint = open_checkpoint(tiny_model_directory)
+    extra = 40
+    config = dataclasses.replace(checkpoint.config, vocab_size=checkpoint.config.vocab_size + extra)
+
+    def padded():
+        for name, values in checkpoint.tensors():
+            yield name, np.concatenate([values, values[:extra]]) if name == "embedding.weight" else values
+
+    write_checkpoint(config, padded(), tmp_path / "m", "griffinlm", None, checkpoint.tokenizer_directory)
+    larger = griffinlm.load(tmp_path / "m")
+    answer = larger.generate("a", max_tokens=300, min_tokens=300, temperature=50.0, seed=0, repetition_penalty=1.1)
+    assert max(answer.token_ids) < larger.tokenizer.vocab_size
+
+
+def test_numpy_numbers_are_numbers(model):
+    plain = model.generate("a", max_tokens=3, seed=1, temperature=0.5)
+    given = model.generate("a", max_tokens=np.int64(3), seed=np.int64(1), temperature=np.float32(0.5))
+    assert given.token_ids == plain.token_ids

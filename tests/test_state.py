@@ -190,3 +190,23 @@ def test_bfloat16_survives_bit_by_bit(tmp_path):
     assert state.arrays()["layers.2.keys"].dtype == ml_dtypes.bfloat16
     state.save(tmp_path / "s")
     assert equal(State.load(tmp_path / "s", model), state)
+
+
+def test_only_a_regular_file_is_replaced(tmp_path):
+    """A device or a link would be destroyed by the rename that makes a write whole."""
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_text("precious")
+    link.symlink_to(target)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for place in (link, pipe, tmp_path, tmp_path / "none" / "s"):
+        with pytest.raises(StateError, match="cannot be written"):
+            filled(GRIFFIN).save(place)
+    assert link.is_symlink()
+    assert pipe.is_fifo()
+    assert target.read_text() == "precious"
+
+
+def test_pending_tokens_are_one_a_row():
+    with pytest.raises(StateError, match="2 rows"):
+        filled(GRIFFIN).with_pending([5])

@@ -103,14 +103,23 @@ def check_prefill(
         real = positions >= 0
         _check_continuation(positions, num_tokens)
         newest = positions.max(axis=1)
-    wrong = tokens[real & ((tokens < 0) | (tokens >= config.vocab_size))]
-    if wrong.size:
-        raise ExecutorError(f"token id {wrong[0]} is not in the vocabulary; ids are 0 to {config.vocab_size - 1}")
+    check_tokens(config, tokens[real])
     if capacity is not None and newest.max() >= capacity:
         raise ExecutorError(
             f"the conversation reaches {newest.max() + 1} tokens; the state's capacity is {capacity}",
             hint="make the state with a larger capacity",
         )
+
+
+def check_tokens(config: ModelConfig, tokens: np.ndarray) -> None:
+    """Refuses ids outside the vocabulary, in any shape of array.
+
+    Raises:
+        ExecutorError: it names the first.
+    """
+    wrong = tokens[(tokens < 0) | (tokens >= config.vocab_size)]
+    if wrong.size:
+        raise ExecutorError(f"token id {wrong[0]} is not in the vocabulary; ids are 0 to {config.vocab_size - 1}")
 
 
 def _check_continuation(positions: np.ndarray, num_tokens: np.ndarray) -> None:

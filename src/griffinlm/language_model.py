@@ -1,5 +1,8 @@
 """The library's face: load a model, read, write, score, keep its state."""
 
+import hashlib
+import json
+import operator
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +14,7 @@ import numpy as np
 from griffinlm.checkpoint import Checkpoint, open_checkpoint
 from griffinlm.config import ModelConfig
 from griffinlm.errors import GriffinError
-from griffinlm.executor import Engine, Executor, ExecutorError, LogitsChoice
+from griffinlm.executor import Engine, Executor, ExecutorError, LogitsChoice, check_tokens
 from griffinlm.generation.answering import Answers, GenerationError, GenerationOptions, Options
 from griffinlm.generation.completion import Generation
 from griffinlm.generation.sampling import log_softmax
@@ -40,7 +43,7 @@ class LanguageModel:
         self._tokenizer = tokenizer
         self.identity = Identity(
             lambda: Fingerprint(
-                weights=weights_digest(),
+                weights=_model_digest(engine.config, weights_digest()),
                 precision=engine.precision,
                 window_dtype=engine.window_dtype,
                 tokenizer="" if tokenizer is None else tokenizer.digest,
@@ -101,8 +104,11 @@ class LanguageModel:
         Raises:
             GriffinError: tokens, positions or state do not fit the model or each other, or a token is pending.
         """
-        tokens = np.asarray(token_ids)
-        places = None if positions is None else np.asarray(positions)
+        try:
+            tokens = np.asarray(token_ids)
+            places = None if positions is None else np.asarray(positions)
+        except ValueError as error:
+            raise ExecutorError("token ids or positions have rows of different lengths; pad them") from error
         if tokens.ndim != 2 or not tokens.size:
             raise ExecutorError(
                 f"token ids have shape {list(tokens.shape)}; they must be [rows, tokens], at least one each"
@@ -137,7 +143,7 @@ class LanguageModel:
             prompt: text, or a list of ids; or a list of these.
             options: max_tokens (256), min_tokens, stop, log_probabilities, and the fields of `SamplingParameters`.
         """
-        several = not isinstance(prompt, str) and len(prompt) > 0 and not isinstance(prompt[0], int | np.integer)
+        several = isinstance(prompt, list | tuple) and len(prompt) > 0 and isinstance(prompt[0], str | list | tuple)
         prompts: Sequence[Any] = prompt if several else [prompt]
         answers = self._answers(prompts, state, options)
         for _ in answers.pieces():
@@ -159,6 +165,7 @@ class LanguageModel:
     def score(self, text: Prompt) -> np.ndarray:
         """log p of every token of a text after those before it, BOS in front (of ids: all but the first); [tokens]."""
         ids = self._prompt_ids(text, None, 0)
+        check_tokens(self.config, np.asarray(ids))
         executor = self._executor(None, 1, len(ids))
         size = max(1, min(FORWARD_CHUNK_TOKENS, SCORED_LOGITS_AT_MOST // self.config.vocab_size))
         found = []
@@ -172,6 +179,8 @@ class LanguageModel:
 
     def _answers(self, prompts: Sequence[Prompt], state: State | None, options: Options) -> Answers:
         checked = GenerationOptions.of(options)
+        if checked.stop and self._tokenizer is None:
+            raise GenerationError("stop strings need a tokenizer, which this model does not have")
         self._check_state(state, len(prompts))
         states = [None if state is None else state.row(row) for row in range(len(prompts))]
         ids = [
@@ -187,7 +196,7 @@ class LanguageModel:
             start = [self.tokenizer.bos_id] if state is None and self.tokenizer.bos_id is not None else []
             ids = [*pending, *start, *self.tokenizer.encode(prompt)]
         else:
-            ids = [*pending, *(int(token) for token in prompt)]
+            ids = [*pending, *_whole_numbers(prompt)]
         if not ids:
             raise GenerationError(
                 f"prompt {row} is empty and its state has no pending token, so there is nothing to go on from",
@@ -249,6 +258,24 @@ class Stream:
         return self._answers.results()[0]
 
 
+def _whole_numbers(prompt: Any) -> list[int]:
+    """Token ids as plain numbers; nothing is rounded or read as something else."""
+    try:
+        if isinstance(prompt, bytes | bytearray):
+            raise TypeError
+        return [operator.index(token) for token in prompt]
+    except TypeError as error:
+        raise GenerationError(f"a prompt is {type(prompt).__name__}; it must be text or a list of token ids") from error
+
+
+def _model_digest(config: ModelConfig, weights_digest: str) -> str:
+    """Of weights and whatever of the configuration decides what is computed from them."""
+    values = config.to_dict()
+    if values["recurrent"] is not None:
+        del values["recurrent"]["initial_decay_range"]
+    return hashlib.sha256(f"{json.dumps(values, sort_keys=True)} {weights_digest}".encode()).hexdigest()
+
+
 def _prefill(
     executor: Executor, slots: Sequence[int], tokens: np.ndarray, positions: np.ndarray | None, logits: LogitsChoice
 ) -> np.ndarray | None:
@@ -299,13 +326,14 @@ def load(
 def find_model(path_or_name: str | os.PathLike[str]) -> Path:
     """The directory or file of a model: a bundled model's name, a path, or a repository in the local cache.
 
-    A bundled name means the bundled model in every working directory; `./eyas` is a directory of that name.
+    The text "eyas" means the bundled model in every working directory; "./eyas" or a Path is a directory of that name.
     """
     name = os.fspath(path_or_name)
-    if re.fullmatch(r"[a-z0-9-]+", name) and (BUNDLED_MODELS / name / "config.json").exists():
+    is_name = isinstance(path_or_name, str) and re.fullmatch(r"[a-z0-9-]{1,40}", name)
+    if is_name and (BUNDLED_MODELS / name / "config.json").exists():
         return BUNDLED_MODELS / name
     path = Path(path_or_name)
-    if path.exists():
+    if os.path.exists(path):
         return path
     hint = "give a model directory, 'eyas' (the bundled model), or an ORGANISATION/NAME fetched with `griffin pull`"
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):

@@ -39,7 +39,7 @@ class Fingerprint:
     """What a state belongs to. Two models may exchange states exactly where their fingerprints are equal."""
 
     weights: str
-    """Digest of the source weights."""
+    """Digest of the source weights and of the configuration they run in."""
     precision: str
     window_dtype: str
     tokenizer: str
@@ -174,7 +174,13 @@ class State:
         return State({name: array[index : index + 1].copy() for name, array in self._arrays.items()}, self.identity)
 
     def with_pending(self, tokens: Sequence[int]) -> "State":
-        """The same state with other pending tokens, one a row."""
+        """The same state with other pending tokens, one a row; -1 is none.
+
+        Raises:
+            StateError: there are not as many tokens as rows.
+        """
+        if len(tokens) != self.rows:
+            raise StateError(f"there are {len(tokens)} pending tokens; the state has {self.rows} rows")
         return State({**self._arrays, "pending": np.asarray(tokens, np.int64)}, self.identity)
 
     @staticmethod
@@ -184,12 +190,13 @@ class State:
         return State({n: np.concatenate([s._arrays[n] for s in states]) for n in names}, states[0].identity)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a safetensors file with fingerprint and checksum, whole or not at all.
+        """Writes a safetensors file with fingerprint and checksum, whole or not at all, readable by its owner alone.
 
         Raises:
             StateError: the file cannot be written; nothing is left behind.
         """
         path = Path(path)
+        require_writable(path)
         fingerprint = dataclasses.asdict(self.identity.fingerprint)
         metadata = {
             "griffinlm": json.dumps({"fingerprint": fingerprint, "checksum": _checksum(self._arrays, fingerprint)})
@@ -229,6 +236,20 @@ class State:
             )
         _check_layout(path, arrays, model)
         return cls(arrays, model.identity)
+
+
+def require_writable(path: Path) -> None:
+    """Refuses a place where no state file can stand; what is there already may only be a regular file.
+
+    A device or a link would be replaced by the new file, not written through.
+
+    Raises:
+        StateError: the place is taken by something else, or its directory is missing.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise StateError(f"state file {path} cannot be written: a directory, device or link has that name")
+    if not path.parent.is_dir():
+        raise StateError(f"state file {path} cannot be written: there is no directory {path.parent}")
 
 
 def _check_layout(path: Path, arrays: dict[str, np.ndarray], model: StateOwner) -> None:

@@ -34,6 +34,12 @@ def test_json_is_one_object_with_the_same_answer(generate):
     assert generate("the hawk", *OPTIONS, "--seed", "5", "--json").json["seed"] == 5
 
 
+def test_json_tells_the_seed_that_was_drawn(generate):
+    drawn = generate("the hawk", "--max-tokens", "8", "--json").json
+    again = generate("the hawk", "--max-tokens", "8", "--seed", str(drawn["seed"]), "--json").json
+    assert again == drawn
+
+
 def test_num_prompt_tokens_counts_the_begin_token(generate, tiny_model_directory):
     tokenizer = griffinlm.Tokenizer.from_directory(tiny_model_directory)
     run = generate("the hawk", *OPTIONS, "--json")

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 import griffinlm
+from griffinlm.checkpoint import open_checkpoint
 from griffinlm.presets import PRESETS
 
 
@@ -47,7 +48,7 @@ def test_a_model_directory_has_format_tokenizer_types_and_digest(griffin, tiny_m
         "path": str(tiny_model_directory),
         "format": "griffinlm",
         "types": ["float32"],
-        "digest": model.identity.fingerprint.weights,
+        "digest": open_checkpoint(tiny_model_directory).digest(),
         "tokenizer": {"vocab_size": model.tokenizer.vocab_size, "digest": model.tokenizer.digest},
     }
 

@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import shlex
 import subprocess
 import sys
 import warnings
@@ -159,3 +160,12 @@ def test_a_full_disk_under_standard_output_is_one_error():
         run = subprocess.run([*GRIFFIN, "info", "eyas"], stdout=full, stderr=subprocess.PIPE, text=True)
     assert run.returncode == 2
     assert run.stderr == "error: No space left on device\n"
+
+
+@pytest.mark.parametrize("command", ["info tiny-griffin >&-", "info nothing 2>&-", "generate - <&-", "chat <&-"])
+def test_closed_standard_streams_are_no_traceback(tiny_model_directory, command):
+    """As a shell closes them; what cannot be written is dropped."""
+    command = command.replace("<&-", f"--model {shlex.quote(str(tiny_model_directory))} <&-")
+    done = subprocess.run(["sh", "-c", f"{shlex.join(GRIFFIN)} {command}"], capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 2)
+    assert "Traceback" not in done.stderr

@@ -1,5 +1,6 @@
 """griffin generate: text that goes on from a prompt."""
 
+import secrets
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +10,8 @@ import typer
 from griffinlm.cli import options as o
 from griffinlm.cli.output import print_json
 from griffinlm.cli.text_input import read_text, require_text
+
+LARGEST_DRAWN_SEED = 1 << 32
 
 
 def generate(
@@ -54,8 +57,13 @@ def generate(
     The text alone goes to standard output as it is written, everything else to standard error.
     """
     chosen = o.generation_options(context.params)
+    if seed is None and temperature > 0:
+        # Drawn here, so that --json can tell how to repeat the text.
+        chosen["seed"] = secrets.randbelow(LARGEST_DRAWN_SEED)
     if state_out is not None:
-        _require_writable(state_out)
+        from griffinlm.state import require_writable
+
+        require_writable(state_out)
     text = read_text() if prompt == "-" else require_text(prompt)
     loaded = o.load_model(context.params)
 
@@ -80,14 +88,5 @@ def generate(
             # All but the last answered token have been read too.
             "num_prompt_tokens": int(generation.state.num_tokens[0]) - read_before - len(generation.token_ids) + 1,
         }
-        print_json(result if seed is None else {**result, "seed": seed})
-
-
-def _require_writable(path: Path) -> None:
-    """Tells before the text is written, not after, that its state would have no place to go."""
-    from griffinlm.state import StateError
-
-    if path.is_dir():
-        raise StateError(f"state file {path} cannot be written: it is a directory")
-    if not path.parent.is_dir():
-        raise StateError(f"state file {path} cannot be written: there is no directory {path.parent}")
+        drawn = chosen.get("seed")
+        print_json(result if drawn is None else {**result, "seed": drawn})

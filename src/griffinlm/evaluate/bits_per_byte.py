@@ -37,8 +37,10 @@ def evaluate_documents(model: LanguageModel, documents: Iterable[str], num_docum
         num_documents: how many there are, for the progress bar.
 
     Raises:
-        EvaluationError: the documents hold no text at all.
+        EvaluationError: the documents hold no text at all, or the tokenizer has no BOS to begin them with.
     """
+    if model.tokenizer.bos_id is None:
+        raise EvaluationError("the tokenizer has no BOS token; the first token of a document could not be counted")
     bits, num_bytes, num_tokens, num_seen = 0.0, 0, 0, 0
     for document in progress(documents, "evaluating", num_documents):
         num_seen += 1

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from numbers import Integral
 from typing import Any, TypedDict
 
 import numpy as np
@@ -75,7 +76,7 @@ class GenerationOptions:
             value = getattr(self, name)
             if value is None and name == "log_probabilities":
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
                 raise GenerationError(f"{name} is {value!r}; it must be a whole number, {least} or above")
         for text in self.stop:
             if not isinstance(text, str) or not text:
@@ -109,7 +110,13 @@ class Answers:
         for prompt, state in zip(prompts, states, strict=True):
             read = 0 if state is None else int(state.num_tokens[0])
             sampler = Sampler(
-                options.sampling, prompt, read + len(prompt), end_ids, options.min_tokens, options.log_probabilities
+                options.sampling,
+                prompt,
+                first_position=read + len(prompt),
+                end_ids=end_ids,
+                min_tokens=options.min_tokens,
+                num_choices=None if tokenizer is None else tokenizer.vocab_size,
+                num_alternatives=options.log_probabilities,
             )
             arrays = None if state is None else state.arrays()
             request = Request(prompt, sampler, options.max_tokens, end_ids, arrays)
@@ -134,5 +141,11 @@ class Answers:
                     yield index[event.request], piece
 
     def results(self) -> list[Generation]:
-        """The answers in the order of the prompts, once `pieces` has run to its end."""
+        """The answers in the order of the prompts, once `pieces` has run to its end.
+
+        Raises:
+            GenerationError: it was stopped before.
+        """
+        if len(self._results) < len(self._completions):
+            raise GenerationError("the answer was not written to its end, so it has no result")
         return [self._results[request] for request in self._completions]

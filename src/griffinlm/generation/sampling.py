@@ -1,10 +1,12 @@
 """From logits to a token: penalties, temperature, the cuts top-k, top-p and min-p, and a draw that needs no memory."""
 
+import math
 import secrets
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 
@@ -44,11 +46,13 @@ class SamplingParameters:
             whole = field.name in ("top_k", "seed")
             if value is None and field.name in ("top_k", "top_p", "min_p", "seed"):
                 continue
-            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+            if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
                 raise SamplingError(f"{field.name} is {value!r}; it must be a {'whole ' if whole else ''}number")
-            if not whole and not abs(value) <= sys.float_info.max:
+            if not whole and not _is_finite(value):
                 raise SamplingError(f"{field.name} is {value}; it must be finite")
-        self._require("repetition_penalty", self.repetition_penalty > 0, "above 0")
+        self._require("repetition_penalty", 0.01 <= self.repetition_penalty <= 100, "between 0.01 and 100")
+        for name in ("presence_penalty", "frequency_penalty"):
+            self._require(name, abs(getattr(self, name)) <= 100, "between -100 and 100")
         self._require("temperature", self.temperature >= 0, "0 or above")
         self._require("top_k", self.top_k is None or self.top_k >= 1, "1 or above")
         self._require("top_p", self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1")
@@ -70,6 +74,14 @@ class TokenLogProbability:
     """The best tokens and their log-probabilities, best first."""
 
 
+def _is_finite(value: Any) -> bool:
+    """Also of whole numbers that no float can hold."""
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False
+
+
 class Sampler:
     """Chooses the tokens of one answer.
 
@@ -80,6 +92,7 @@ class Sampler:
         prompt: what is read before the first token.
         first_position: place in the document of the first token to choose.
         end_ids: tokens held back until `min_tokens` have been chosen.
+        num_choices: ids from here on are never chosen: a vocabulary may be larger than its tokenizer.
         num_alternatives: how many of the best tokens' log-probabilities to keep; None keeps none at all.
     """
 
@@ -90,13 +103,15 @@ class Sampler:
         first_position: int = 0,
         end_ids: Iterable[int] = (),
         min_tokens: int = 0,
+        num_choices: int | None = None,
         num_alternatives: int | None = None,
     ) -> None:
         self.parameters = parameters
-        self._seed = secrets.randbelow(SEEDS) if parameters.seed is None else parameters.seed
+        self._seed = secrets.randbelow(SEEDS) if parameters.seed is None else int(parameters.seed)
         self._position = first_position
         self._penalised = parameters.repetition_penalty != 1.0
-        self._seen = set(prompt) if self._penalised else set()
+        self._num_choices = num_choices
+        self._seen = {t for t in prompt if num_choices is None or t < num_choices} if self._penalised else set()
         self._counts: Counter[int] = Counter()
         self._counted = parameters.presence_penalty != 0.0 or parameters.frequency_penalty != 0.0
         self._end_ids = list(end_ids)
@@ -107,7 +122,7 @@ class Sampler:
 
     def choose(self, logits: np.ndarray) -> int:
         """The next token from float32 logits [vocab], which stay as they are."""
-        adjusted = self._penalise(logits)
+        adjusted = self._penalise(logits[: self._num_choices])
         if self.parameters.temperature == 0:
             token = int(adjusted.argmax())
         else:

@@ -80,7 +80,7 @@ class Griffin(nn.Module):
         if state is not None:
             self._check_capacity(state, positions)
         layout = Layout(positions, positions == 0, num_before, lengths)
-        x = self.embedding(tokens.clamp(min=0)) * self.config.embedding_scale
+        x = self.embedding(tokens.masked_fill(positions < 0, 0)) * self.config.embedding_scale
         blocks = []
         for step, block in zip(self.config.plan(), self.layers, strict=True):
             before = None if state is None else state.blocks[step.depth]
