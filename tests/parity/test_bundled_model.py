@@ -7,6 +7,7 @@ import pytest
 pytest.importorskip("transformers", reason="needs tests/parity/requirements.txt")
 
 import torch
+from transformers import AutoTokenizer
 
 import griffinlm
 from griffinlm.checkpoint import open_checkpoint, write_checkpoint
@@ -24,8 +25,19 @@ NUM_ANSWER_TOKENS = 40
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint = open_checkpoint(find_model("eyas"))
     directory = tmp_path_factory.mktemp("eyas") / "huggingface"
-    write_checkpoint(checkpoint.config, checkpoint.tensors(), directory, "huggingface")
+    tokenizer = checkpoint.tokenizer_directory
+    write_checkpoint(checkpoint.config, checkpoint.tensors(), directory, "huggingface", tokenizer_directory=tokenizer)
     return directory
+
+
+def test_its_tokenizer_cuts_text_the_same_in_transformers(converted: Path):
+    ours, theirs = griffinlm.Tokenizer.from_directory(converted), AutoTokenizer.from_pretrained(converted)
+    for text in ("Once upon a time", "  two spaces\n\nand 12345 é€😀", "don't\tstop"):
+        assert theirs.encode(text, add_special_tokens=False) == ours.encode(text)
+        assert theirs.decode(ours.encode(text)) == text
+    messages = [{"role": "user", "content": "hello"}]
+    rendered = theirs.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert rendered == ours.render_chat(messages)
 
 
 @pytest.mark.parametrize("prompt", ["Once upon a time", "The history of the city", "A", "3 + 4 = "])
