@@ -185,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "date": today,
         "processor": processor(),
         "logical_cores": os.cpu_count(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "griffinlm": griffinlm.__version__,
         "model": options.model,

@@ -1,6 +1,6 @@
 """Trains the bundled model on a CPU: packed documents, Muon and AdamW, a stable stage, an anneal. Resumes if cut off.
 
-    python recipes/train_eyas.py DATA WORK --stable-steps 3000 --anneal-steps 600
+    python recipes/train_eyas.py DATA WORK --stable-steps 1100 --anneal-steps 400 --compile
 
 DATA holds pretrain/ and sft/, WORK the tokenizer (recipes/train_tokenizer.py); token files, checkpoint.pt, log.jsonl
 and at the end the model directory WORK/eyas are written there.
