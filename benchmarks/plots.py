@@ -64,7 +64,7 @@ def draw_memory_and_speed(record: dict, path: Path) -> None:
     speed.set_ylabel("milliseconds a token, median of 500")
     for axes in (memory, speed):
         axes.axvline(record["window_tokens"], color=INK, linewidth=0.8, linestyle=":")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.2 * axes.dataLim.y1)
         axes.set_xlabel("tokens written (dotted: window full)")
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)

@@ -38,7 +38,7 @@ ORIGINS = {
     "children_books": "children's books before 1931, public domain; from github birmingham-ccr/corpora ae1e53df (CLiC, ChiLit)",
     "fairytale_stories": "FairytaleQA, tales in the public domain, data set Apache-2.0; github uci-soe/FairytaleQAData a24ddc17",
     "storybooks": "StoryWeaver (Pratham Books) and African Storybook (Saide), stories under CC BY 3.0 or 4.0; github global-asp/pb-source 9ea530df and global-asp/asp-source 99e02236",
-    "tinystories": "TinyStories, Ronen Eldan and Yuanzhi Li, CDLA-Sharing-1.0, https://huggingface.co/datasets/roneneldan/TinyStories; beginnings of its training files from github gusjengis/toy-RNN e4c7ff8b and mines-opt-ml/decoding-gpt 79274e31, of its first validation file, which is held out, from github yuninxia/moe-routing-bench f5d1bb9e; cut into stories, quotation marks repaired",
+    "tinystories": "TinyStories, Ronen Eldan and Yuanzhi Li, CDLA-Sharing-1.0, https://huggingface.co/datasets/roneneldan/TinyStories; beginnings of its training files from github gusjengis/toy-RNN e4c7ff8b and mines-opt-ml/decoding-gpt 79274e31, of its first validation file, which is held out, from github yuninxia/moe-routing-bench bb9bb0bd; cut into stories, quotation marks repaired",
 }
 
 
