@@ -258,6 +258,15 @@ def test_global_attention_takes_a_capacity_and_refuses_to_pass_it(gemma):
     assert len(gemma.generate([1, 2], max_tokens=7, seed=0).token_ids) == 7
 
 
+def test_room_for_more_than_one_answer(gemma):
+    whole = gemma.generate([1, 2], max_tokens=12, seed=0)
+    first = gemma.generate([1, 2], max_tokens=5, seed=0, capacity=40)
+    second = gemma.generate([], state=first.state, max_tokens=7, seed=0)
+    assert first.token_ids + second.token_ids == whole.token_ids
+    with pytest.raises(GriffinError, match="capacity"):
+        gemma.generate([], state=first.state, max_tokens=7, capacity=99)
+
+
 def test_a_fixed_size_state_takes_no_capacity(model):
     with pytest.raises(GriffinError, match="fixed size"):
         model.new_state(capacity=10)
@@ -293,6 +302,8 @@ def test_without_a_tokenizer_only_text_complains(gemma):
         (lambda m: m.generate("a", temperatur=1), "unknown option 'temperatur'"),
         (lambda m: m.generate("a", temperature=-1), "temperature is -1"),
         (lambda m: m.generate([999_999]), "token id 999999"),
+        (lambda m: m.generate("a", capacity=9), "capacity is 9"),
+        (lambda m: m.generate("a", stop=5), "stop is 5"),
         (lambda m: m.score([1, 999_999]), "token id 999999"),
         (lambda m: m.score([1, -3]), "token id -3"),
         (lambda m: m.forward([[1, 2], [3]]), "different lengths"),
@@ -319,6 +330,7 @@ def test_what_cannot_be_is_refused_in_one_line(model, arguments, message):
         ({"window_dtype": "int8"}, "window_dtype is 'int8'"),
         ({"device": "abacus"}, "device is 'abacus'"),
         ({"threads": 0}, "threads is 0"),
+        ({"threads": "2"}, "threads is '2'"),
     ],
 )
 def test_what_an_engine_does_not_have_is_a_one_line_error(tiny_model_directory, options, message):
@@ -339,6 +351,16 @@ def test_a_path_is_never_a_bundled_name(tmp_path, monkeypatch, tiny_model_direct
     assert find_model(Path("./eyas")) == Path("eyas")
     assert find_model("./eyas") == Path("eyas")
     assert find_model("eyas") != Path("eyas")
+
+
+def test_a_state_holds_nothing_of_an_earlier_document(model):
+    """Also where the new document is shorter than convolution and window: every array is that of a fresh state."""
+    for num_new in (1, 2, 3, 20):
+        tokens = [*IDS, *range(num_new)]
+        positions = [[*range(len(IDS)), *range(num_new)]]
+        _, used = model.forward([tokens], positions=positions)
+        _, fresh = model.forward([tokens[len(IDS) :]])
+        agree(used, fresh)
 
 
 def test_padding_may_hold_any_id(model):

@@ -141,7 +141,8 @@ class LanguageModel:
 
         Args:
             prompt: text, or a list of ids; or a list of these.
-            options: max_tokens (256), min_tokens, stop, log_probabilities, and the fields of `SamplingParameters`.
+            options: max_tokens (256), min_tokens, stop, log_probabilities, capacity, and the fields of
+                `SamplingParameters`.
         """
         several = isinstance(prompt, list | tuple) and len(prompt) > 0 and isinstance(prompt[0], str | list | tuple)
         prompts: Sequence[Any] = prompt if several else [prompt]
@@ -181,12 +182,16 @@ class LanguageModel:
         checked = GenerationOptions.of(options)
         if checked.stop and self._tokenizer is None:
             raise GenerationError("stop strings need a tokenizer, which this model does not have")
+        if checked.capacity is not None and (state is not None or not self.config.needs_capacity):
+            raise GenerationError(
+                f"capacity is {checked.capacity}; only a new state of a model with global attention takes one"
+            )
         self._check_state(state, len(prompts))
         states = [None if state is None else state.row(row) for row in range(len(prompts))]
         ids = [
             self._prompt_ids(prompt, one, row) for row, (prompt, one) in enumerate(zip(prompts, states, strict=True))
         ]
-        room = max(len(one) for one in ids) + checked.max_tokens
+        room = max(checked.capacity or 0, max(len(one) for one in ids) + checked.max_tokens)
         executor = self.engine.executor(len(ids), self._capacity(state, room))
         return Answers(executor, ids, states, checked, self._tokenizer, lambda arrays: State(arrays, self.identity))
 
@@ -310,8 +315,8 @@ def load(
     """
     if engine not in ("auto", "torch"):
         raise LoadError(f"engine is {engine!r}; this version has auto and torch")
-    if threads is not None and not 1 <= threads <= MAX_THREADS:
-        raise LoadError(f"threads is {threads}; it must lie in 1..{MAX_THREADS}")
+    if threads is not None and not (isinstance(threads, int) and 1 <= threads <= MAX_THREADS):
+        raise LoadError(f"threads is {threads!r}; it must be a whole number in 1..{MAX_THREADS}")
     checkpoint = open_checkpoint(find_model(path_or_name))
     built = _torch_engine(checkpoint, device, weights, window_dtype or weights, threads)
     tokenizer = None

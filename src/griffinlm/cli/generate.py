@@ -41,6 +41,7 @@ def generate(
     stop: o.Stop = None,
     seed: o.Seed = None,
     threads: o.Threads = None,
+    capacity: o.Capacity = None,
     state_in: Annotated[
         Path | None,
         typer.Option(

@@ -57,6 +57,12 @@ FrequencyPenalty = Annotated[
 Stop = Annotated[
     list[str] | None, typer.Option("--stop", metavar="TEXT", help="End the answer before this text; may be repeated.")
 ]
+Capacity = Annotated[
+    int | None,
+    typer.Option(
+        "--capacity", metavar="N", help="Tokens to keep room for in a new state; for models with global attention only."
+    ),
+]
 Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Same seed and prompt, same text.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 

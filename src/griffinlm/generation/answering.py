@@ -28,6 +28,7 @@ class Options(TypedDict, total=False):
     min_tokens: int
     stop: str | Sequence[str]
     log_probabilities: int | None
+    capacity: int | None
     temperature: float
     top_k: int | None
     top_p: float | None
@@ -48,6 +49,8 @@ class GenerationOptions:
     stop: tuple[str, ...] = ()
     log_probabilities: int | None = None
     """How many alternatives to report beside the log-probability of each chosen token; None reports nothing."""
+    capacity: int | None = None
+    """Tokens that the new state of a model with global attention has room for; None is room for this call."""
     sampling: SamplingParameters = field(default_factory=SamplingParameters)
 
     @classmethod
@@ -66,15 +69,17 @@ class GenerationOptions:
             )
         values: dict[str, Any] = {name: value for name, value in options.items() if name in own}
         stop = values.get("stop") or ()
+        if not isinstance(stop, str | list | tuple):
+            raise GenerationError(f"stop is {stop!r}; it must be text or a list of texts")
         values["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
         chosen: dict[str, Any] = {name: value for name, value in options.items() if name in sampling}
         parameters = SamplingParameters(**chosen)
         return cls(**values, sampling=parameters)
 
     def __post_init__(self) -> None:
-        for name, least in (("max_tokens", 1), ("min_tokens", 0), ("log_probabilities", 0)):
+        for name, least in (("max_tokens", 1), ("min_tokens", 0), ("log_probabilities", 0), ("capacity", 1)):
             value = getattr(self, name)
-            if value is None and name == "log_probabilities":
+            if value is None and name in ("log_probabilities", "capacity"):
                 continue
             if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
                 raise GenerationError(f"{name} is {value!r}; it must be a whole number, {least} or above")

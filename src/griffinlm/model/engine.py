@@ -8,7 +8,15 @@ import torch
 from griffinlm.config import ModelConfig
 from griffinlm.executor import ExecutorError, LogitsChoice, check_prefill
 from griffinlm.model.griffin import Griffin, GriffinState
-from griffinlm.model.state import from_named, new_state, tensors, to_named, to_numpy, to_tensor
+from griffinlm.model.state import (
+    from_named,
+    new_state,
+    tensors,
+    to_named,
+    to_numpy,
+    to_tensor,
+    without_earlier_documents,
+)
 from griffinlm.progress import progress
 
 PRECISIONS = ("float32", "bfloat16")
@@ -82,7 +90,9 @@ class TorchExecutor:
             kept.index_copy_(0, index, old)
 
     def export_state(self, slot: int) -> dict[str, np.ndarray]:
-        return to_numpy(to_named(self.engine.config, self._gather(self._index([slot]))))
+        config = self.engine.config
+        state = without_earlier_documents(config, self._gather(self._index([slot])))
+        return to_numpy(to_named(config, state))
 
     def import_state(self, slot: int, arrays: dict[str, np.ndarray]) -> None:
         named = {name: to_tensor(array).to(self.engine.device) for name, array in arrays.items() if name != "pending"}

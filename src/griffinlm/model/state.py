@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from griffinlm.config import ModelConfig
+from griffinlm.kernels.local_attention.reference import ring_positions
 from griffinlm.model.blocks import AttentionState, RecurrentState
 from griffinlm.model.griffin import GriffinState
 from griffinlm.state import NOTHING_PENDING, block_layout
@@ -50,6 +51,25 @@ def tensors(state: GriffinState) -> Iterable[Tensor]:
     yield state.num_tokens
     for block in state.blocks:
         yield from block
+
+
+def without_earlier_documents(config: ModelConfig, state: GriffinState) -> GriffinState:
+    """The same state with zeros where nothing of the present document stands.
+
+    Ring slots and convolution inputs of an earlier document are never read again, but they would travel with the state.
+    """
+    num_tokens, blocks = state.num_tokens, []
+    for step in config.plan():
+        block = state.blocks[step.depth]
+        if isinstance(block, RecurrentState):
+            past = block.convolution.shape[1]
+            age = torch.arange(past, 0, -1, device=num_tokens.device)
+            unread = (age[None] > num_tokens[:, None])[..., None]
+            blocks.append(block._replace(convolution=block.convolution.masked_fill(unread, 0.0)))
+        else:
+            unwritten = (ring_positions(num_tokens, block.keys.shape[1]) < 0)[..., None]
+            blocks.append(AttentionState(*(ring.masked_fill(unwritten, 0.0) for ring in block)))
+    return GriffinState(num_tokens, tuple(blocks))
 
 
 def to_numpy(named: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
