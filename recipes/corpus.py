@@ -31,9 +31,11 @@ def documents(data: Path, source: str, *, held_out: bool) -> Iterator[str]:
             yield row["text"]
 
 
-def chat_documents(data: Path, *, held_out: bool) -> Iterator[str]:
-    """Conversations as plain text in Gemma's form, without control tokens: for learning merges only."""
+def conversations(data: Path) -> Iterator[list[dict[str, str]]]:
+    """Training conversations, each a list of messages with `role` and `content`.
+
+    They quote documents of other sources, held-out ones among them: see `model_card.QUOTED_IN_CHAT`.
+    """
     for row in rows(data / "sft" / "sft_mix.jsonl.xz"):
-        text = "\n".join(message["content"] for message in row["messages"])
-        if is_held_out(text) == held_out:
-            yield text
+        if not is_held_out("\n".join(message["content"] for message in row["messages"])):
+            yield row["messages"]

@@ -11,11 +11,12 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from corpus import PRETRAIN_SOURCES, documents, is_held_out, rows
+from corpus import PRETRAIN_SOURCES, conversations, documents
 from rich.progress import track
 from tokenizers import Tokenizer
 
@@ -83,14 +84,12 @@ def _write_documents(out, tokenizer: Tokenizer, texts: list[str], bos: int, eos:
         np.array([bos, *encoding.ids, eos], np.uint16).tofile(out)
 
 
-def chat_texts(data: Path):
-    """Conversations in Gemma's form; none of the corpus writes a control token out."""
-    for row in rows(data / "sft" / "sft_mix.jsonl.xz"):
-        if is_held_out("\n".join(message["content"] for message in row["messages"])):
-            continue
+def chat_texts(data: Path) -> Iterator[str]:
+    """Conversations in Gemma's form."""
+    for messages in conversations(data):
         yield "".join(
             f"<start_of_turn>{ROLES[message['role']]}\n{message['content'].strip()}<end_of_turn>\n"
-            for message in row["messages"]
+            for message in messages
         )
 
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from corpus import PRETRAIN_SOURCES, chat_documents, documents
+from corpus import PRETRAIN_SOURCES, conversations, documents
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from griffinlm.text.chat import GEMMA_TEMPLATE
@@ -33,7 +33,8 @@ def sample(data: Path) -> Iterator[str]:
     """Training documents up to the bytes that each source may give."""
     for source in PRETRAIN_SOURCES:
         yield from _up_to(documents(data, source, held_out=False), SAMPLE_MEGABYTES[source])
-    yield from _up_to(chat_documents(data, held_out=False), CHAT_MEGABYTES)
+    spoken = ("\n".join(message["content"] for message in messages) for messages in conversations(data))
+    yield from _up_to(spoken, CHAT_MEGABYTES)
 
 
 def _up_to(texts: Iterator[str], megabytes: int) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import Any, Unpack, overload
 
 import numpy as np
 
-from griffinlm.checkpoint import Checkpoint, open_checkpoint
+from griffinlm.checkpoint import Checkpoint, CheckpointError, open_checkpoint, pull
 from griffinlm.config import ModelConfig
 from griffinlm.errors import GriffinError
 from griffinlm.executor import Engine, Executor, ExecutorError, LogitsChoice, check_tokens
@@ -343,8 +343,6 @@ def find_model(path_or_name: str | os.PathLike[str]) -> Path:
     hint = "give a model directory, 'eyas' (the bundled model), or an ORGANISATION/NAME fetched with `griffin pull`"
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise LoadError(f"there is no model {name!r}", hint)
-    from griffinlm.checkpoint import CheckpointError, pull
-
     try:
         return pull(name, offline=True)
     except CheckpointError as error:

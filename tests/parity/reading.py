@@ -9,6 +9,9 @@ from torch import Tensor
 BOUND = 2e-5
 """Of `deviation`, for logits and states in float32."""
 
+WORST: dict[tuple[str, str], float] = {}
+"""Largest deviation seen in this run, by original and kind of number; the summary of the run prints it."""
+
 Memory = dict[str, Tensor]
 """A model's state by the names of `griffinlm.state`; entries that its `num_tokens` makes unreachable are zero."""
 
@@ -66,6 +69,9 @@ def assert_agreement(ours: Reader, theirs: Reader, calls: Iterable[Call], bound:
     """Both sides read the calls one after the other and agree after each, logits and memory."""
     for index, call in enumerate(calls):
         found = deviations(ours.read(call), theirs.read(call), call)
+        for name, value in found.items():
+            kind = type(theirs).__name__, name.rpartition(".")[2]
+            WORST[kind] = max(WORST.get(kind, 0.0), value)
         wrong = {name: value for name, value in found.items() if value > bound}
         assert not wrong, f"call {index} of {tuple(call.tokens.shape)} tokens deviates by more than {bound}: {wrong}"
 
