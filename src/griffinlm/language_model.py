@@ -11,13 +11,14 @@ from typing import Any, Unpack, overload
 
 import numpy as np
 
-from griffinlm.checkpoint import Checkpoint, CheckpointError, open_checkpoint, pull
+from griffinlm.checkpoint import Checkpoint, CheckpointError, open_checkpoint, pull, quantized_copy
 from griffinlm.config import ModelConfig
 from griffinlm.errors import GriffinError
 from griffinlm.executor import Engine, Executor, ExecutorError, LogitsChoice, check_tokens
 from griffinlm.generation.answering import Answers, GenerationError, GenerationOptions, Options
 from griffinlm.generation.completion import Generation
-from griffinlm.generation.sampling import log_softmax
+from griffinlm.generation.sampling import log_normaliser
+from griffinlm.quantization import RECIPES, Format, QuantizationError, Recipe
 from griffinlm.state import NOTHING_PENDING, Fingerprint, Identity, State, StateError, state_layout
 from griffinlm.text import Tokenizer, TokenizerError
 
@@ -27,6 +28,7 @@ SCORED_LOGITS_AT_MOST = 1 << 25
 """Logits held at once while scoring (128 MiB of float32), whatever the vocabulary."""
 
 MAX_THREADS = 1024
+ENGINES = ("auto", "onnx", "torch")
 
 Prompt = str | Sequence[int]
 
@@ -175,7 +177,8 @@ class LanguageModel:
             logits = executor.prefill([0], chunk, None, "all")
             assert logits is not None
             targets = ids[start + 1 : start + 1 + chunk.shape[1]]
-            found.append(log_softmax(logits[0])[np.arange(len(targets)), targets])
+            chosen = logits[0][np.arange(len(targets)), targets]
+            found.append(chosen - log_normaliser(logits[0]))
         return np.concatenate(found) if found else np.zeros(0)
 
     def _answers(self, prompts: Sequence[Prompt], state: State | None, options: Options) -> Answers:
@@ -297,28 +300,39 @@ def load(
     path_or_name: str | os.PathLike[str] = "eyas",
     engine: str = "auto",
     device: str = "cpu",
-    weights: str = "float32",
+    weights: str | None = None,
     window_dtype: str | None = None,
     threads: int | None = None,
 ) -> LanguageModel:
     """Loads a model directory, a bundled model by name, or a repository pulled before (`griffin pull`).
 
     Args:
-        engine: "torch", or "auto": the best one installed.
+        engine: "onnx" (CPU), "torch", or "auto": torch where only it can do what is asked for, else onnx.
         device: where the torch engine runs, as torch names it.
-        weights: precision of weights and activations, "float32" or "bfloat16".
-        window_dtype: type of attention's keys and values in the state, that of the weights where None.
-        threads: CPU threads; None leaves the choice to the engine.
+        weights: "float32"; "bfloat16" (torch); "int8", "int4" or a format's name such as "int4-block32" (onnx), for
+            which a small model is quantized now and kept in the cache. None is what the directory holds: quantized
+            weights where `griffin quantize` made them, else float32.
+        window_dtype: type of attention's keys and values in the state: "float32", "float16", "int8" (onnx) or
+            "bfloat16" (torch). None is that of the activations.
+        threads: CPU threads; None is one for every core.
 
     Raises:
-        GriffinError: no such model, damaged files, or a combination that the engine does not have.
+        GriffinError: no such model, damaged files, not enough memory, or a combination that no engine has.
     """
-    if engine not in ("auto", "torch"):
-        raise LoadError(f"engine is {engine!r}; this version has auto and torch")
+    if engine not in ENGINES:
+        raise LoadError(f"engine is {engine!r}; allowed are {', '.join(ENGINES)}")
     if threads is not None and not (isinstance(threads, int) and 1 <= threads <= MAX_THREADS):
         raise LoadError(f"threads is {threads!r}; it must be a whole number in 1..{MAX_THREADS}")
+    if engine == "auto":
+        engine = "torch" if device != "cpu" or "bfloat16" in (weights, window_dtype) else "onnx"
     checkpoint = open_checkpoint(find_model(path_or_name))
-    built = _torch_engine(checkpoint, device, weights, window_dtype or weights, threads)
+    if engine == "torch":
+        built = _torch_engine(checkpoint, device, weights or "float32", window_dtype, threads)
+    else:
+        if device != "cpu":
+            raise LoadError(f"device is {device!r}; engine onnx runs on the cpu", hint="--engine torch")
+        checkpoint = _with_weights(checkpoint, weights)
+        built = _onnx_engine(checkpoint, window_dtype, threads)
     tokenizer = None
     if checkpoint.tokenizer_directory is not None:
         tokenizer = Tokenizer.from_directory(checkpoint.tokenizer_directory)
@@ -351,7 +365,45 @@ def find_model(path_or_name: str | os.PathLike[str]) -> Path:
         ) from error
 
 
-def _torch_engine(checkpoint: Checkpoint, device: str, weights: str, window_dtype: str, threads: int | None) -> Engine:
+def _with_weights(checkpoint: Checkpoint, weights: str | None) -> Checkpoint:
+    """The checkpoint itself where it holds such weights, else a copy quantized now."""
+    if checkpoint.quantization is not None:
+        recipe = checkpoint.quantization.recipe
+        if weights is not None and _recipe(weights) != recipe and weights != recipe.default.name:
+            raise LoadError(
+                f"weights is {weights!r}; {checkpoint.path} holds {recipe.default.name}",
+                hint="leave the weights out, or load the model it was quantized from",
+            )
+        return checkpoint
+    if weights in (None, "float32"):
+        return checkpoint
+    return quantized_copy(checkpoint, _recipe(weights))
+
+
+def _recipe(weights: str) -> Recipe:
+    if weights in RECIPES:
+        return RECIPES[weights]
+    try:
+        return Recipe(Format.parse(weights))
+    except QuantizationError as error:
+        raise LoadError(
+            f"weights is {weights!r}; engine onnx has float32, {', '.join(RECIPES)} and formats such as int4-block32",
+            hint="bfloat16 is for engine torch" if weights == "bfloat16" else None,
+        ) from error
+
+
+def _onnx_engine(checkpoint: Checkpoint, window_dtype: str | None, threads: int | None) -> Engine:
+    from griffinlm.edge.engine import WINDOW_DTYPES, build_engine
+
+    window_dtype = window_dtype or "float32"
+    if window_dtype not in WINDOW_DTYPES:
+        raise LoadError(f"window_dtype is {window_dtype!r}; engine onnx has {', '.join(WINDOW_DTYPES)}")
+    return build_engine(checkpoint, window_dtype, threads)
+
+
+def _torch_engine(
+    checkpoint: Checkpoint, device: str, weights: str, window_dtype: str | None, threads: int | None
+) -> Engine:
     try:
         import torch
     except ModuleNotFoundError as error:
@@ -360,6 +412,7 @@ def _torch_engine(checkpoint: Checkpoint, device: str, weights: str, window_dtyp
 
     if weights not in PRECISIONS:
         raise LoadError(f"weights is {weights!r}; engine torch has {', '.join(PRECISIONS)}")
+    window_dtype = window_dtype or weights
     if window_dtype not in WINDOW_DTYPES:
         raise LoadError(f"window_dtype is {window_dtype!r}; engine torch has {', '.join(WINDOW_DTYPES)}")
     try:

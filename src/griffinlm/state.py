@@ -23,10 +23,11 @@ FORMAT_VERSION = 1
 NOTHING_PENDING = -1
 MAX_CAPACITY_TOKENS = 1 << 40
 
-FLOAT_TYPES: dict[str, np.dtype] = {
+ARRAY_TYPES: dict[str, np.dtype] = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "int8": np.dtype(np.int8),
 }
 
 
@@ -96,7 +97,7 @@ def block_layout(
 
     Args:
         capacity: tokens that global attention keeps; None where the model has none.
-        window_dtype: type of attention's keys and values.
+        window_dtype: type of attention's keys and values; with int8 each has a float32 scale a token.
         activation_dtype: type of the convolution's tail; the recurrent state is float32 in every precision.
 
     Raises:
@@ -115,14 +116,17 @@ def block_layout(
         if step.kind == "recurrent":
             assert config.recurrent is not None
             past, width = config.recurrent.num_conv_taps - 1, config.recurrent.width
-            layout[f"{step.state}.hidden"] = ArraySpec((rows, width), FLOAT_TYPES["float32"])
-            layout[f"{step.state}.convolution"] = ArraySpec((rows, past, width), FLOAT_TYPES[activation_dtype])
+            layout[f"{step.state}.hidden"] = ArraySpec((rows, width), ARRAY_TYPES["float32"])
+            layout[f"{step.state}.convolution"] = ArraySpec((rows, past, width), ARRAY_TYPES[activation_dtype])
         else:
             assert config.attention is not None
             num_slots = config.attention.window_tokens if step.kind == "local_attention" else capacity
             assert num_slots is not None
-            ring = ArraySpec((rows, num_slots, config.attention.head_size), FLOAT_TYPES[window_dtype])
+            ring = ArraySpec((rows, num_slots, config.attention.head_size), ARRAY_TYPES[window_dtype])
             layout[f"{step.state}.keys"] = layout[f"{step.state}.values"] = ring
+            if window_dtype == "int8":
+                scales = ArraySpec((rows, num_slots), ARRAY_TYPES["float32"])
+                layout[f"{step.state}.key_scales"] = layout[f"{step.state}.value_scales"] = scales
     return layout
 
 

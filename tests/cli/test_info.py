@@ -48,6 +48,8 @@ def test_a_model_directory_has_format_tokenizer_types_and_digest(griffin, tiny_m
         "path": str(tiny_model_directory),
         "format": "griffinlm",
         "types": ["float32"],
+        "bytes": 4 * PRESETS["tiny-griffin"].num_parameters + 4 * 32 * (288 - 259),
+        "quantization": None,
         "digest": open_checkpoint(tiny_model_directory).digest(),
         "tokenizer": {"vocab_size": model.tokenizer.vocab_size, "digest": model.tokenizer.digest},
     }

@@ -2,16 +2,16 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from griffinlm.generation.sampling import (
     Sampler,
     SamplingError,
     SamplingParameters,
+    candidates,
     draw,
     log_softmax,
-    probabilities,
     uniform,
 )
 
@@ -19,18 +19,22 @@ LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3], np.float32))
 
 
 def kept(**parameters) -> list[int]:
-    return np.flatnonzero(probabilities(LOGITS, SamplingParameters(**parameters))).tolist()
+    return list(candidates(LOGITS, SamplingParameters(**parameters))[0])
+
+
+def probabilities(**parameters) -> np.ndarray:
+    ids, weights = candidates(LOGITS, SamplingParameters(**parameters))
+    assert list(ids) == [0, 1, 2, 3]
+    return weights / weights.sum()
 
 
 def test_no_cut_gives_the_softmax():
-    np.testing.assert_allclose(probabilities(LOGITS, SamplingParameters()), [0.1, 0.4, 0.2, 0.3], rtol=1e-6)
+    np.testing.assert_allclose(probabilities(), [0.1, 0.4, 0.2, 0.3], rtol=1e-6)
 
 
 def test_temperature_divides_the_logits():
     halved = np.array([0.1, 0.4, 0.2, 0.3]) ** 2
-    np.testing.assert_allclose(
-        probabilities(LOGITS, SamplingParameters(temperature=0.5)), halved / halved.sum(), rtol=1e-5
-    )
+    np.testing.assert_allclose(probabilities(temperature=0.5), halved / halved.sum(), rtol=1e-5)
 
 
 def test_top_k_keeps_the_best():
@@ -81,6 +85,21 @@ def test_presence_and_frequency_count_the_answer_only():
     assert [frequency.choose(logits) for _ in range(4)] == [0, 1, 0, 1]
 
 
+def test_penalties_are_the_sum_over_what_was_said():
+    prompt, rows = [3, 3, 9], np.random.default_rng(2).standard_normal((40, 12)).astype(np.float32)
+    parameters = {"repetition_penalty": 1.3, "presence_penalty": 0.4, "frequency_penalty": 0.25}
+    sampler = Sampler(SamplingParameters(temperature=0, **parameters), prompt)
+    answer: list[int] = []
+    for row in rows:
+        expected = row.astype(np.float64)
+        for token in {*prompt, *answer}:
+            expected[token] *= 1.3 if expected[token] < 0 else 1 / 1.3
+        for token in set(answer):
+            expected[token] -= 0.4 + 0.25 * answer.count(token)
+        answer.append(sampler.choose(row))
+        assert answer[-1] == expected.argmax()
+
+
 def test_end_tokens_are_held_back_until_min_tokens():
     sampler = Sampler(SamplingParameters(temperature=0), end_ids=[2], min_tokens=2)
     logits = np.array([0.0, 1.0, 5.0], np.float32)
@@ -102,20 +121,27 @@ def test_without_a_seed_two_samplers_differ():
     assert Sampler(SamplingParameters()).choose(flat) != Sampler(SamplingParameters()).choose(flat)
 
 
-@given(
-    st.lists(st.floats(0, 1), min_size=1, max_size=8).filter(lambda w: sum(w) > 0), st.floats(0, 1, exclude_max=True)
-)
+@given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=8), st.floats(0, 1, exclude_max=True))
 def test_draw_gives_a_token_with_mass(weights, number):
-    array = np.array(weights)
-    assert array[draw(array, number)] > 0 or array.max() == array[draw(array, number)]
+    array = np.array(weights, np.float32)
+    assume(array.max() > 0)
+    assert array[draw(array, number)] > 0
 
 
 def test_draws_follow_the_distribution():
-    weights = probabilities(LOGITS, SamplingParameters())
+    weights = probabilities()
     tokens = [draw(weights, uniform(3, place)) for place in range(20_000)]
     observed = np.bincount(tokens, minlength=4) / len(tokens)
     deviation = np.sqrt(weights * (1 - weights) / len(tokens))
     assert (np.abs(observed - weights) < 5 * deviation).all()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("bad", [[0.0, np.nan, 1.0], [-np.inf, -np.inf, -np.inf]])
+def test_logits_that_choose_nothing_are_refused(temperature, bad):
+    sampler = Sampler(SamplingParameters(temperature=temperature, top_p=0.9, seed=1))
+    with pytest.raises(SamplingError, match=r"^the best logit, of token \d, is (nan|-inf); it must be finite$"):
+        sampler.choose(np.array(bad, np.float32))
 
 
 def test_log_probability_is_the_models_own():

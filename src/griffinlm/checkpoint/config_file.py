@@ -6,13 +6,17 @@ from typing import Any, Literal, NamedTuple, cast
 
 from griffinlm.checkpoint.errors import CheckpointError, reading
 from griffinlm.checkpoint.huggingface_config import MODEL_TYPES, from_huggingface
+from griffinlm.checkpoint.quantization_record import Quantization
 from griffinlm.config import ConfigError, ModelConfig
+from griffinlm.quantization import QuantizationError
 
 CONFIG_FILE = "config.json"
 ModelType = Literal["griffinlm", "recurrent_gemma", "gemma"]
 OUR_MODEL_TYPE: ModelType = "griffinlm"
 FORMAT_VERSION = 1
 """Raised when a config.json of ours changes its meaning; a reader refuses every other version."""
+QUANTIZATION = "quantization"
+"""Field of a config.json of ours whose weights are quantized."""
 
 
 class ConfigFile(NamedTuple):
@@ -20,6 +24,7 @@ class ConfigFile(NamedTuple):
 
     model_type: ModelType
     config: ModelConfig
+    quantization: Quantization | None = None
 
 
 def read_config_file(path: Path) -> ConfigFile:
@@ -35,12 +40,13 @@ def read_config_file(path: Path) -> ConfigFile:
         found = f"model_type is {model_type!r}" if "model_type" in values else "model_type is missing"
         raise CheckpointError(f"{path}: {found}; supported are {', '.join(supported)}")
     try:
-        config = _our_config(values) if model_type == OUR_MODEL_TYPE else from_huggingface(values)
-    except ConfigError as error:
+        if model_type == OUR_MODEL_TYPE:
+            return _our_file(values)
+        return ConfigFile(cast(ModelType, model_type), from_huggingface(values))
+    except (ConfigError, QuantizationError) as error:
         raise CheckpointError(f"{path}: {error}", error.hint) from error
     except OverflowError as error:
         raise CheckpointError(f"{path}: a number in it is out of range") from error
-    return ConfigFile(cast(ModelType, model_type), config)
 
 
 def read_json_table(path: Path) -> dict[str, Any]:
@@ -56,13 +62,20 @@ def read_json_table(path: Path) -> dict[str, Any]:
     return values
 
 
-def our_fields(config: ModelConfig) -> dict[str, Any]:
+def our_fields(config: ModelConfig, quantization: Quantization | None = None) -> dict[str, Any]:
     """The fields of a config.json of ours."""
-    return {"model_type": OUR_MODEL_TYPE, "format_version": FORMAT_VERSION, **config.to_dict()}
+    fields = {"model_type": OUR_MODEL_TYPE, "format_version": FORMAT_VERSION, **config.to_dict()}
+    return fields if quantization is None else {**fields, QUANTIZATION: quantization.to_dict()}
 
 
-def _our_config(values: dict[str, Any]) -> ModelConfig:
+def _our_file(values: dict[str, Any]) -> ConfigFile:
     version = values.get("format_version")
     if version != FORMAT_VERSION or isinstance(version, bool):
         raise ConfigError(f"format_version is {version!r}; this version of griffinlm reads {FORMAT_VERSION}")
-    return ModelConfig.from_dict({k: v for k, v in values.items() if k not in ("model_type", "format_version")})
+    described = {k: v for k, v in values.items() if k not in ("model_type", "format_version", QUANTIZATION)}
+    config = ModelConfig.from_dict(described)
+    if QUANTIZATION not in values:
+        return ConfigFile(OUR_MODEL_TYPE, config)
+    quantization = Quantization.from_dict(values[QUANTIZATION])
+    quantization.recipe.formats(config)  # refuses a recipe of another model
+    return ConfigFile(OUR_MODEL_TYPE, config, quantization)

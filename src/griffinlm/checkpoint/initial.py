@@ -27,26 +27,30 @@ def initial_tensors(config: ModelConfig, seed: int) -> Iterator[tuple[str, np.nd
     its place in the order.
     """
     for index, (name, shape) in enumerate(config.parameter_shapes().items()):
-        yield name, _draw(config, name, shape, np.random.default_rng([seed, index]))
+        yield name, initial_tensor(config, name, shape, np.random.default_rng([seed, index]))
 
 
-def _draw(config: ModelConfig, name: str, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
+def initial_tensor(config: ModelConfig, name: str, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
+    """Draws one parameter as `initial_tensors` does, float32."""
     if name.endswith("a_param"):
         return _a_param(config, shape, random)
     if name.endswith((".bias", ".scale")):
         return np.zeros(shape, np.float32)
-    if name == "embedding.weight":
-        variance = 1.0 / config.width
-    elif name.endswith("conv.weight"):
-        variance = CONV_VARIANCE / shape[0]
-    elif name.endswith(("linear_out.weight", "output.weight", "down.weight")):
-        variance = 2.0 / (config.num_layers * shape[-1])
-    else:
-        # Linear weights are [out, in]; a gate's blocks are square.
-        variance = 1.0 / shape[-1]
     values = random.standard_normal(shape, dtype=np.float32)
-    values *= math.sqrt(variance)
+    values *= math.sqrt(initial_variance(config, name, shape))
     return values
+
+
+def initial_variance(config: ModelConfig, name: str, shape: tuple[int, ...]) -> float:
+    """The variance of a parameter whose initial values are normal."""
+    if name == "embedding.weight":
+        return 1.0 / config.width
+    if name.endswith("conv.weight"):
+        return CONV_VARIANCE / shape[0]
+    if name.endswith(("linear_out.weight", "output.weight", "down.weight")):
+        return 2.0 / (config.num_layers * shape[-1])
+    # Linear weights are [out, in]; a gate's blocks are square.
+    return 1.0 / shape[-1]
 
 
 def _a_param(config: ModelConfig, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:

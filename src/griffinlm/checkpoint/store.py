@@ -2,6 +2,7 @@
 
 import json
 import re
+import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from safetensors.numpy import save_file
 
 from griffinlm.checkpoint.config_file import read_json_table
 from griffinlm.checkpoint.errors import CheckpointError, faults_error, reading
-from griffinlm.checkpoint.tensor_source import TensorInfo
+from griffinlm.checkpoint.tensor_source import StoredTensor, TensorInfo
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -33,6 +34,7 @@ class SafetensorsDirectory:
         self.tensors: dict[str, TensorInfo] = {}
         self._file_of: dict[str, Path] = {}
         self._open: dict[Path, safe_open] = {}
+        self._offsets: dict[Path, dict[str, int]] = {}
         index_file = directory / INDEX_FILE
         if not index_file.is_file():
             self._add(directory / SINGLE_FILE)
@@ -67,11 +69,35 @@ class SafetensorsDirectory:
                 self._file_of[name] = file
         self._open[file] = opened
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold the tensors."""
+        return tuple(self._open)
+
     def read(self, name: str) -> np.ndarray:
         """The values of one tensor; see `TensorSource.read`."""
         file = self._file_of[name]
         with reading(file):
             return self._open[file].get_tensor(name)
+
+    def locate(self, name: str) -> StoredTensor | None:
+        """Where the bytes of one tensor lie; None if there is no such tensor."""
+        file = self._file_of.get(name)
+        if file is None:
+            return None
+        if file not in self._offsets:
+            with reading(file):
+                self._offsets[file] = _data_offsets(file)
+        return StoredTensor(file, self._offsets[file][name], *self.tensors[name])
+
+
+def _data_offsets(file: Path) -> dict[str, int]:
+    """Where the bytes of every tensor begin; the length of the header, the header as JSON, and the bytes follow."""
+    with open(file, "rb") as opened:
+        (header_bytes,) = struct.unpack("<Q", opened.read(8))
+        header = json.loads(opened.read(header_bytes))
+    start = 8 + header_bytes
+    return {name: start + entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"}
 
 
 def _weight_map(index_file: Path) -> dict[str, str]:

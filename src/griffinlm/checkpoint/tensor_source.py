@@ -1,6 +1,8 @@
 """What every container of tensors offers a checkpoint, and the element types that weights may have."""
 
+import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import ml_dtypes
@@ -26,6 +28,34 @@ class TensorInfo(NamedTuple):
         return f"{list(self.shape)} {self.dtype}"
 
 
+class ExpectedTensor(NamedTuple):
+    """What a checkpoint must say of a tensor."""
+
+    shape: tuple[int, ...]
+    dtypes: tuple[str, ...] = tuple(WEIGHT_TYPES)
+
+    def __str__(self) -> str:
+        types = WEIGHT_TYPES_TEXT if self.dtypes == tuple(WEIGHT_TYPES) else " or ".join(self.dtypes)
+        return f"{list(self.shape)} {types}"
+
+    def fits(self, info: TensorInfo) -> bool:
+        return info.shape == self.shape and info.dtype in self.dtypes
+
+
+class StoredTensor(NamedTuple):
+    """Where the bytes of a tensor lie in a file, in C order and little-endian."""
+
+    file: Path
+    offset: int
+    dtype: str
+    shape: tuple[int, ...]
+
+    def mapped(self) -> np.ndarray:
+        """The values, read-only, in the pages of the file; a page comes into memory when it is touched."""
+        values = np.memmap(self.file, np.uint8, "r", self.offset, num_bytes(TensorInfo(self.dtype, self.shape)))
+        return values.view(element_type(self.dtype)).reshape(self.shape)
+
+
 class TensorSource(Protocol):
     """A container, open for reading by the names of its own format."""
 
@@ -41,6 +71,16 @@ class TensorSource(Protocol):
             CheckpointError: the container is damaged.
         """
         ...
+
+
+def num_bytes(info: TensorInfo) -> int:
+    """Bytes that a tensor of numbers takes."""
+    return math.prod(info.shape) * element_type(info.dtype).itemsize
+
+
+def element_type(name: str) -> np.dtype:
+    """The numpy type of a weight or of a quantized number."""
+    return WEIGHT_TYPES[name] if name in WEIGHT_TYPES else np.dtype(name)
 
 
 def is_finite(values: np.ndarray) -> bool:

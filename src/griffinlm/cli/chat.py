@@ -18,7 +18,7 @@ def chat(
     context: typer.Context,
     model: o.Model = "eyas",
     engine: o.Engine = "auto",
-    weights: o.Weights = "float32",
+    weights: o.Weights = None,
     window_dtype: o.WindowType = None,
     device: o.Device = "cpu",
     max_tokens: o.MaxTokens = 256,

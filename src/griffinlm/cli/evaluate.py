@@ -22,7 +22,7 @@ def evaluate(
             help='.jsonl or .jsonl.xz: the "text" of each row is a document; .txt: the file is one document.',
         ),
     ],
-    weights: o.Weights = "float32",
+    weights: o.Weights = None,
     engine: o.Engine = "auto",
     threads: o.Threads = None,
     limit: Annotated[

@@ -26,7 +26,7 @@ def generate(
     ],
     model: o.Model = "eyas",
     engine: o.Engine = "auto",
-    weights: o.Weights = "float32",
+    weights: o.Weights = None,
     window_dtype: o.WindowType = None,
     device: o.Device = "cpu",
     max_tokens: o.MaxTokens = 256,

@@ -10,7 +10,7 @@ from griffinlm.cli.options import AsJson
 from griffinlm.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
-    from griffinlm.checkpoint import Checkpoint
+    from griffinlm.checkpoint import Checkpoint, Quantization
     from griffinlm.config import ModelConfig
 
 CONTEXT_LENGTHS = (2_048, 8_192, 32_768, 131_072)
@@ -99,8 +99,18 @@ def _checkpoint_facts(checkpoint: "Checkpoint") -> dict[str, Any]:
         "path": str(checkpoint.path),
         "format": checkpoint.format,
         "types": list(checkpoint.types),
+        "bytes": checkpoint.num_bytes,
+        "quantization": None if checkpoint.quantization is None else _quantization_facts(checkpoint.quantization),
         "digest": checkpoint.digest(),
         "tokenizer": None if tokenizer is None else {"vocab_size": tokenizer.vocab_size, "digest": tokenizer.digest},
+    }
+
+
+def _quantization_facts(quantization: "Quantization") -> dict[str, Any]:
+    return {
+        "recipe": quantization.recipe.to_dict(),
+        "method": quantization.method,
+        "source_digest": quantization.source_digest,
     }
 
 
@@ -118,7 +128,7 @@ def _rows(facts: dict[str, Any]) -> list[Sequence[str]]:
         tokenizer = found["tokenizer"]
         rows += [
             ("path", found["path"]),
-            ("format", f"{found['format']}, {', '.join(found['types'])}"),
+            ("format", f"{found['format']}, {', '.join(found['types'])}, {found['bytes']:,} bytes"),
             ("tokenizer", "none" if tokenizer is None else f"{tokenizer['vocab_size']:,} tokens"),
             ("digest", found["digest"]),
         ]

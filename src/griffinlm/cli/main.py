@@ -12,7 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 from griffinlm.cli.output import discard_output, force_utf8, is_out_of_memory, print_error, print_json, quiet_libraries
 from griffinlm.errors import GriffinError
 
-COMMANDS = ("generate", "chat", "pull", "info", "convert", "evaluate")
+COMMANDS = ("generate", "chat", "pull", "info", "convert", "quantize", "evaluate")
 """Each is a function of its own name in the file of its own name."""
 
 USER_FAULT, INTERRUPTED, NOBODY_READS = 2, 130, 141

@@ -16,17 +16,24 @@ Model = Annotated[
         help="A model directory, a bundled model's name, or an ORGANISATION/NAME fetched with `griffin pull`.",
     ),
 ]
-Engine = Annotated[str, typer.Option("--engine", metavar="NAME", help="What computes: auto takes the best installed.")]
-Weights = Annotated[str, typer.Option("--weights", metavar="TYPE", help="Precision of weights and activations.")]
+Engine = Annotated[str, typer.Option("--engine", metavar="NAME", help="What computes: onnx (CPU), torch, or auto.")]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        metavar="TYPE",
+        help="float32, int8 or int4 (onnx), bfloat16 (torch); what the model's files hold if not given.",
+    ),
+]
 WindowType = Annotated[
     str | None,
     typer.Option(
-        "--window-dtype", metavar="TYPE", help="Type of attention's window; that of the weights if not given."
+        "--window-dtype", metavar="TYPE", help="Type of attention's window: float32, float16, int8 (onnx), bfloat16 (torch)."
     ),
 ]
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="Where the torch engine runs: cpu, cuda, mps.")]
 Threads = Annotated[
-    int | None, typer.Option("--threads", metavar="N", help="CPU threads; the engine's choice if not given.")
+    int | None, typer.Option("--threads", metavar="N", help="CPU threads; one for every core if not given.")
 ]
 
 MaxTokens = Annotated[int, typer.Option("--max-tokens", metavar="N", help="Most tokens to write in one answer.")]

@@ -3,7 +3,7 @@
 import math
 import secrets
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any
@@ -13,6 +13,15 @@ import numpy as np
 from griffinlm.errors import GriffinError
 
 SEEDS = 2**63
+
+TEMPERATURES = (1e-20, 1e20)
+"""Past these float32 overflows, and the draw is long one among the best tokens or one among all."""
+
+TOTAL_TOLERANCE = 1e-5
+"""Relative, of a sum of float32 weights: several times what rounding of logits, exponentials and sum can do."""
+
+BLOCK_TOKENS = 256
+FEW_TOKENS = 1024
 
 
 class SamplingError(GriffinError):
@@ -111,9 +120,12 @@ class Sampler:
         self._position = first_position
         self._penalised = parameters.repetition_penalty != 1.0
         self._num_choices = num_choices
-        self._seen = {t for t in prompt if num_choices is None or t < num_choices} if self._penalised else set()
+        seen = {t for t in prompt if num_choices is None or t < num_choices} if self._penalised else set()
+        self._seen = np.fromiter(seen, np.int64)
         self._counts: Counter[int] = Counter()
         self._counted = parameters.presence_penalty != 0.0 or parameters.frequency_penalty != 0.0
+        self._taken_off: np.ndarray | None = None
+        """What the counts take off every logit."""
         self._end_ids = list(end_ids)
         self._num_held_back = min_tokens
         self._num_alternatives = num_alternatives
@@ -121,64 +133,77 @@ class Sampler:
         """The log-probability of the token chosen last, where alternatives were asked for."""
 
     def choose(self, logits: np.ndarray) -> int:
-        """The next token from float32 logits [vocab], which stay as they are."""
+        """The next token from float32 logits [vocab], which stay as they are.
+
+        Raises:
+            SamplingError: a logit is not a number, or no token may be chosen.
+        """
         adjusted = self._penalise(logits[: self._num_choices])
-        if self.parameters.temperature == 0:
-            token = int(adjusted.argmax())
-        else:
-            token = draw(probabilities(adjusted, self.parameters), uniform(self._seed, self._position))
+        token = int(adjusted.argmax())
+        if not math.isfinite(adjusted[token]):
+            raise SamplingError(f"the best logit, of token {token}, is {adjusted[token]}; it must be finite")
+        if self.parameters.temperature > 0:
+            ids, weights = candidates(adjusted, self.parameters)
+            token = int(ids[draw(weights, uniform(self._seed, self._position))])
         if self._num_alternatives is not None:
             self.latest = _log_probability(logits, token, self._num_alternatives)
         self._position += 1
         self._num_held_back -= 1
-        if self._penalised:
-            self._seen.add(token)
+        if self._penalised and token not in self._seen:
+            self._seen = np.append(self._seen, token)
         if self._counted:
-            self._counts[token] += 1
+            self._count(token, adjusted)
         return token
 
     def _penalise(self, logits: np.ndarray) -> np.ndarray:
         held_back = self._num_held_back > 0 and self._end_ids
-        if not (self._seen or self._counts or held_back):
+        if not (self._seen.size or self._counts or held_back):
             return logits
         adjusted = logits.copy()
-        if self._seen:
-            tokens = np.fromiter(self._seen, np.int64)
-            values, penalty = adjusted[tokens], np.float32(self.parameters.repetition_penalty)
-            adjusted[tokens] = np.where(values > 0, values / penalty, values * penalty)
-        if self._counts:
-            tokens = np.fromiter(self._counts, np.int64)
-            times = np.fromiter(self._counts.values(), np.float32)
-            adjusted[tokens] -= self.parameters.presence_penalty + self.parameters.frequency_penalty * times
+        if self._seen.size:
+            values, penalty = adjusted[self._seen], np.float32(self.parameters.repetition_penalty)
+            adjusted[self._seen] = np.where(values > 0, values / penalty, values * penalty)
+        if self._taken_off is not None:
+            adjusted -= self._taken_off
         if held_back:
             adjusted[self._end_ids] = -np.inf
         return adjusted
 
+    def _count(self, token: int, logits: np.ndarray) -> None:
+        if self._taken_off is None:
+            self._taken_off = np.zeros_like(logits)
+        self._counts[token] += 1
+        per_time = self.parameters.frequency_penalty * self._counts[token]
+        self._taken_off[token] = self.parameters.presence_penalty + per_time
 
-def probabilities(logits: np.ndarray, parameters: SamplingParameters) -> np.ndarray:
-    """The distribution a token is drawn from: float64 [vocab], sums to 1. Temperature must be above 0."""
-    scaled = logits.astype(np.float64)
-    scaled -= scaled.max()
-    scaled /= parameters.temperature
-    if parameters.top_k is not None and parameters.top_k < len(scaled):
-        scaled[scaled < np.partition(scaled, -parameters.top_k)[-parameters.top_k]] = -np.inf
-    weights = np.exp(scaled)
-    weights /= weights.sum()
-    if parameters.top_p is not None and parameters.top_p < 1.0:
-        order = np.argsort(-weights, kind="stable")
-        reached = np.cumsum(weights[order])
-        num_kept = int(np.searchsorted(reached, parameters.top_p)) + 1
-        weights[order[num_kept:]] = 0.0
-    if parameters.min_p is not None:
-        weights[weights < parameters.min_p * weights.max()] = 0.0
-    return weights / weights.sum()
+
+def candidates(logits: np.ndarray, parameters: SamplingParameters) -> tuple[Sequence[int] | np.ndarray, np.ndarray]:
+    """The tokens that may be drawn from float32 logits [vocab]: their ids, ascending, and float32 weights.
+
+    The best token weighs 1; weights over their sum are probabilities. Temperature must be above 0.
+    """
+    least, most = TEMPERATURES
+    temperature = min(max(parameters.temperature, least), most)
+    ids: Sequence[int] | np.ndarray = range(len(logits))
+    for cut in _cuts(parameters, temperature):
+        kept = cut(logits)
+        ids = kept if isinstance(ids, range) else ids[kept]
+        logits = logits[kept]
+    return ids, _weights(logits, logits.max(), temperature)
 
 
 def draw(weights: np.ndarray, number: float) -> int:
-    """The first token at which the running sum of probabilities, in order of ids, passes `number` in [0, 1)."""
-    reached = np.cumsum(weights)
-    token = int(np.searchsorted(reached, number * reached[-1], side="right"))
-    return min(token, int(np.flatnonzero(weights)[-1]))
+    """The first index at which the running sum of float32 weights passes the share `number`, in [0, 1), of it all.
+
+    Sums are float32 inside blocks and float64 across them, so the index is exact but for numbers that lie within
+    `TOTAL_TOLERANCE` of a step. What weighs nothing is never drawn.
+    """
+    reached = np.cumsum(np.add.reduceat(weights, np.arange(0, len(weights), BLOCK_TOKENS)), dtype=np.float64)
+    share = number * reached[-1]
+    block = _first_above(reached, share)
+    start = block * BLOCK_TOKENS
+    inside = np.cumsum(weights[start : start + BLOCK_TOKENS], dtype=np.float64)
+    return start + _first_above(inside, share - (reached[block - 1] if block else 0.0))
 
 
 def uniform(seed: int, position: int) -> float:
@@ -187,14 +212,91 @@ def uniform(seed: int, position: int) -> float:
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """log p over the last axis, in float64."""
-    shifted = logits.astype(np.float64)
-    shifted -= shifted.max(axis=-1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return shifted
+    """log p over the last axis of float32 logits, in float64, to 1e-6."""
+    return logits.astype(np.float64) - log_normaliser(logits)[..., None]
+
+
+def log_normaliser(logits: np.ndarray) -> np.ndarray:
+    """The logarithm of the sum of exponentials over the last axis of float32 logits, in float64, to 1e-6.
+
+    A logit less this is the log-probability of its token.
+    """
+    best = logits.max(axis=-1, keepdims=True)
+    return best[..., 0] + np.log(_weights(logits, best, 1.0).sum(axis=-1, dtype=np.float64))
+
+
+def _cuts(parameters: SamplingParameters, temperature: float) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
+    """The cuts asked for, in their order. Each gives the ascending indices that it keeps of float32 logits [any]."""
+    top_k, top_p, min_p = parameters.top_k, parameters.top_p, parameters.min_p
+    if top_k is not None:
+        yield lambda logits: _best(logits, top_k)
+    if top_p is not None and top_p < 1.0:
+        yield lambda logits: _fewest_reaching(logits, temperature, top_p)
+    if min_p is not None and min_p > 0.0:
+        yield lambda logits: np.flatnonzero(_at_least(logits, float(logits.max()) + temperature * math.log(min_p)))
+
+
+def _best(logits: np.ndarray, number: int) -> np.ndarray:
+    """Indices of the best logits and of those equal to the last of them."""
+    if number >= len(logits):
+        return np.arange(len(logits))
+    return np.flatnonzero(logits >= np.partition(logits, -number)[-number])
+
+
+def _fewest_reaching(logits: np.ndarray, temperature: float, share: float) -> np.ndarray:
+    """Indices of the fewest best logits whose weight reaches this share of the whole; of equals the first ones."""
+    best = logits.max()
+    weights = _weights(logits, best, temperature)
+    total = float(weights.sum())
+    # Only the heavy need sorting and exact weights. As many tokens as logits, each below (1 - share) / 2 of the mean
+    # weight, weigh together less than may be lost; the half is for rounding. A higher bar is usually low enough too.
+    for num_light in (FEW_TOKENS, len(logits)):
+        lightest = (1.0 - share) / 2 * total / num_light
+        heavy = np.flatnonzero(_at_least(logits, float(best) + temperature * math.log(lightest)))
+        ordered = np.sort(logits[heavy])[::-1]
+        reached = np.cumsum(_exact_weights(ordered, best, temperature))
+        if reached.size and reached[-1] > share * total * (1.0 + TOTAL_TOLERANCE):
+            break
+    weights[heavy] = 0.0
+    light = float(weights.sum()) * np.array([1.0 - TOTAL_TOLERANCE, 1.0 + TOTAL_TOLERANCE])
+    position, position_at_most = np.searchsorted(reached, share * (reached[-1] + light))
+    if position != position_at_most:
+        exact_light = _exact_weights(logits[np.flatnonzero(weights)], best, temperature).sum()
+        position = np.searchsorted(reached, share * (reached[-1] + exact_light))
+    num_kept = min(int(position) + 1, len(ordered))
+    last = ordered[num_kept - 1]
+    kept = np.flatnonzero(logits >= last)
+    num_excess = len(kept) - num_kept
+    return np.delete(kept, np.flatnonzero(logits[kept] == last)[-num_excess:]) if num_excess else kept
+
+
+def _weights(logits: np.ndarray, best: np.ndarray, temperature: float) -> np.ndarray:
+    """exp((logits - best) / temperature), all in float32."""
+    weights = logits - best
+    weights /= np.float32(temperature)
+    return np.exp(weights, out=weights)
+
+
+def _exact_weights(logits: np.ndarray, best: np.ndarray, temperature: float) -> np.ndarray:
+    """The same in float64."""
+    return np.exp((logits.astype(np.float64) - float(best)) / temperature)
+
+
+def _at_least(logits: np.ndarray, floor: float) -> np.ndarray:
+    """Whether float32 logits reach a float64 floor, without turning all of them into float64."""
+    limits = np.finfo(np.float32)
+    nearest = np.float32(min(max(floor, float(limits.min)), float(limits.max)))
+    return logits >= nearest if nearest >= floor else logits > nearest
+
+
+def _first_above(reached: np.ndarray, number: float) -> int:
+    """The first index of an ascending array above the number, at most the first that holds the last value."""
+    return int(min(np.searchsorted(reached, number, side="right"), np.searchsorted(reached, reached[-1])))
 
 
 def _log_probability(logits: np.ndarray, token: int, num_alternatives: int) -> TokenLogProbability:
-    values = log_softmax(logits)
-    best = np.argsort(-values, kind="stable")[:num_alternatives]
-    return TokenLogProbability(token, float(values[token]), tuple((int(t), float(values[t])) for t in best))
+    normaliser = float(log_normaliser(logits))
+    ids = _best(logits, num_alternatives) if num_alternatives else np.arange(0)
+    ids = ids[np.argsort(-logits[ids], kind="stable")][:num_alternatives]
+    alternatives = tuple((int(other), float(logits[other]) - normaliser) for other in ids)
+    return TokenLogProbability(token, float(logits[token]) - normaliser, alternatives)

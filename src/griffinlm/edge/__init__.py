@@ -1,0 +1,1 @@
+"""The onnx engine: one graph a model, its session, and an executor that owns the states. Needs no torch."""

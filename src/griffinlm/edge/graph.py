@@ -1,0 +1,136 @@
+"""A graph under construction: nodes with made-up names, constants, and weights that stay in their files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from griffinlm.checkpoint import StoredTensor
+
+OPSET, IR_VERSION = 23, 11
+MICROSOFT = "com.microsoft"
+LARGEST_INLINE_BYTES = 1024
+"""Smaller tensors are written into the graph itself; larger ones stay outside, so a graph is never near 2 GB."""
+
+ELEMENT_TYPES = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "int8": TensorProto.INT8,
+    "uint8": TensorProto.UINT8,
+    "int64": TensorProto.INT64,
+}
+
+
+class BuiltGraph(NamedTuple):
+    """A model's graph and where its weights are."""
+
+    proto: onnx.ModelProto
+    folder: Path | None
+    """Directory that the external data of `proto` is named in; None where all of it is in memory."""
+    arrays: dict[str, np.ndarray]
+    """Initializers that no file holds in the form that the graph needs."""
+
+
+class Graph:
+    """Collects nodes. A value is the name of a node's output; every method that makes nodes returns names."""
+
+    def __init__(self, parent: "Graph | None" = None) -> None:
+        self._nodes: list[onnx.NodeProto] = []
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+        # A branch sees the initializers of the graph around it.
+        self._root: Graph = self if parent is None else parent._root
+        self._initializers: dict[str, TensorProto] = {}
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._arrays: dict[str, np.ndarray] = {}
+        self._folder: Path | None = None
+        self._num_names = 0
+
+    def node(self, operator: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
+        """Adds a node with one output."""
+        return self.nodes(operator, *inputs, count=1, domain=domain, **attributes)[0]
+
+    def nodes(self, operator: str, *inputs: str, count: int, domain: str = "", **attributes: Any) -> tuple[str, ...]:
+        """Adds a node with `count` outputs."""
+        outputs = tuple(self._new_name(operator) for _ in range(count))
+        self._nodes.append(helper.make_node(operator, inputs, outputs, domain=domain, **attributes))
+        return outputs
+
+    def constant(self, values: Any, dtype: Any = np.float32) -> str:
+        """A small tensor inside the graph; equal ones are one."""
+        array = np.asarray(values, dtype)
+        key = (array.dtype.name, array.shape, array.tobytes())
+        root = self._root
+        if key not in root._constants:
+            name = root._constants[key] = self._new_name("constant")
+            root._initializers[name] = numpy_helper.from_array(array, name)
+        return root._constants[key]
+
+    def weight(self, name: str, values: "np.ndarray | StoredTensor") -> str:
+        """An initializer: bytes of a file where they lie, or an array; asked for twice it is the same one."""
+        root = self._root
+        if name in root._initializers:
+            return name
+        if isinstance(values, np.ndarray) and values.nbytes <= LARGEST_INLINE_BYTES:
+            root._initializers[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
+            return name
+        tensor = TensorProto(name=name, data_location=TensorProto.EXTERNAL, dims=values.shape)
+        if isinstance(values, np.ndarray):
+            root._arrays[name] = np.ascontiguousarray(values)
+            tensor.data_type, place = ELEMENT_TYPES[values.dtype.name], {"location": name}
+        else:
+            root._set_folder(values.file)
+            num_bytes = int(np.prod(values.shape)) * np.dtype(values.dtype).itemsize
+            tensor.data_type = ELEMENT_TYPES[values.dtype]
+            place = {"location": values.file.resolve().name, "offset": values.offset, "length": num_bytes}
+        for key, value in place.items():
+            tensor.external_data.add(key=key, value=str(value))
+        root._initializers[name] = tensor
+        return name
+
+    def input(self, name: str, dtype: str, shape: Sequence[int | str]) -> str:
+        self._inputs.append(helper.make_tensor_value_info(name, ELEMENT_TYPES[dtype], shape))
+        return name
+
+    def output(self, name: str, value: str, dtype: str, shape: Sequence[int | str]) -> None:
+        """Gives `value` out of the graph under `name`."""
+        self._nodes.append(helper.make_node("Identity", [value], [name]))
+        self._outputs.append(helper.make_tensor_value_info(name, ELEMENT_TYPES[dtype], shape))
+
+    def branch(self) -> "Graph":
+        """A graph for one side of `choose`, which may use every value made here so far."""
+        return Graph(parent=self)
+
+    def choose(
+        self, condition: str, then: "tuple[Graph, Sequence[str]]", otherwise: "tuple[Graph, Sequence[str]]"
+    ) -> tuple[str, ...]:
+        """Values of `then` where the condition holds, else of `otherwise`; only that side is computed."""
+        branches: dict[str, Any] = {
+            name: graph._branch_proto(name, values)
+            for name, (graph, values) in (("then_branch", then), ("else_branch", otherwise))
+        }
+        return self.nodes("If", condition, count=len(then[1]), **branches)
+
+    def _branch_proto(self, name: str, values: Sequence[str]) -> onnx.GraphProto:
+        outputs = [onnx.ValueInfoProto(name=value) for value in values]
+        return helper.make_graph(self._nodes, name, [], outputs)
+
+    def build(self, name: str) -> BuiltGraph:
+        """The finished model."""
+        graph = helper.make_graph(self._nodes, name, self._inputs, self._outputs, list(self._initializers.values()))
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
+        proto = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="griffinlm")
+        return BuiltGraph(proto, self._folder, self._arrays)
+
+    def _new_name(self, operator: str) -> str:
+        root = self._root
+        root._num_names += 1
+        return f"{operator}_{root._num_names}"
+
+    def _set_folder(self, file: Path) -> None:
+        folder = file.resolve().parent
+        assert self._folder in (None, folder), "all files of a model lie in one directory"
+        self._folder = folder

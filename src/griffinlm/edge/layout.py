@@ -1,0 +1,147 @@
+"""Values that every block of a call reads: where the tokens stand, what they may see, how heads are rotated."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from griffinlm.config import AttentionConfig, ModelConfig
+from griffinlm.edge.graph import Graph
+from griffinlm.state import MAX_CAPACITY_TOKENS
+
+INVISIBLE = -3.0e38
+"""Added to the score of a token that must not be seen; finite, so that no difference of two is NaN."""
+
+
+class Rotation(NamedTuple):
+    """Factors [B, T, 1, H] of RoPE: x * cos + swapped(x) * sin, the channels past the rotated ones left as they are."""
+
+    cos: str
+    sin: str
+    query_cos: str
+    """The same, times 1 / sqrt(H), which scales the scores."""
+    query_sin: str
+
+
+class Layout(NamedTuple):
+    """Names of the shared values of a graph. B rows, T tokens, M = B * T, K taps, S slots of the ring."""
+
+    positions: str
+    """[B, T] int64, place in the document; -1 for padding, which stands only at the end of a row."""
+    is_step: str
+    """Whether T is 1."""
+    tap_masks: tuple[str, ...]
+    """For s = 1 to K-1: [B, T, 1], 1 where the token s places before belongs to the document, else 0."""
+    tail_index: str
+    """[B, K-1, 1], where the last K-1 real inputs of the convolution stand in tail and chunk joined."""
+    is_special: str
+    """[M, 1], whether the recurrence ignores its decay: at a document's start and in padding."""
+    special_decay: str
+    """[M, 1], the decay there: 0 at a start, 1 in padding."""
+    special_scale: str
+    """[M, 1], the factor on the input there: 1 at a start, 0 in padding."""
+    rotation: Rotation | None
+
+
+def add_layout(graph: Graph, config: ModelConfig) -> Layout:
+    """Adds the inputs `positions` and what follows from them alone."""
+    positions = graph.input("positions", "int64", ["rows", "tokens"])
+    zero = graph.constant(0, np.int64)
+    is_real = graph.node("GreaterOrEqual", positions, zero)
+    is_start = graph.node("Equal", positions, zero)
+    last_axis = graph.constant([-1], np.int64)
+    column = graph.constant([-1, 1], np.int64)
+    tap_masks, tail_index = (), ""
+    if config.recurrent is not None:
+        num_past = config.recurrent.num_conv_taps - 1
+        tap_masks = tuple(
+            graph.node("Unsqueeze", _as_float(graph, _at_least(graph, positions, s)), last_axis)
+            for s in range(1, num_past + 1)
+        )
+        lengths = graph.node("ReduceSum", graph.node("Cast", is_real, to=7), graph.constant([1], np.int64), keepdims=1)
+        tail_index = graph.node("Add", lengths, graph.constant(np.arange(num_past)[None], np.int64))
+        tail_index = graph.node("Unsqueeze", tail_index, last_axis)
+    is_padding = graph.node("Reshape", graph.node("Not", is_real), column)
+    starts = graph.node("Reshape", is_start, column)
+    num_tokens = graph.node("Gather", graph.node("Shape", positions), graph.constant(1, np.int64))
+    return Layout(
+        positions=positions,
+        is_step=graph.node("Equal", num_tokens, graph.constant(1, np.int64)),
+        tap_masks=tap_masks,
+        tail_index=tail_index,
+        is_special=graph.node("Or", starts, is_padding),
+        special_decay=_as_float(graph, is_padding),
+        special_scale=_as_float(graph, starts),
+        rotation=None if config.attention is None else _rotation(graph, positions, config.attention),
+    )
+
+
+def _at_least(graph: Graph, positions: str, least: int) -> str:
+    return graph.node("GreaterOrEqual", positions, graph.constant(least, np.int64))
+
+
+def _as_float(graph: Graph, condition: str) -> str:
+    return graph.node("Cast", condition, to=1)
+
+
+def _rotation(graph: Graph, positions: str, config: AttentionConfig) -> Rotation:
+    """cos and sin of position * wavelength^(-2i / rotated_size), as `model.layers.rotation` computes them."""
+    half = config.rotated_size // 2
+    exponent = np.arange(half, dtype=np.float32) / np.float32(max(half, 1))
+    frequency = np.float32(config.rope_wavelength) ** -exponent
+    places = graph.node("Unsqueeze", _cast_float(graph, positions), graph.constant([2, 3], np.int64))
+    angle = graph.node("Mul", places, graph.constant(frequency[None, None, None]))
+    cos, sin = graph.node("Cos", angle), graph.node("Sin", angle)
+    num_rest = config.head_size - 2 * half
+    # The rest of the head: times 1, plus nothing. Its factors follow from the positions' shape.
+    kept = graph.node("Mul", places, graph.constant(np.zeros((1, 1, 1, num_rest), np.float32)))
+    cos = graph.node("Concat", cos, cos, graph.node("Add", kept, graph.constant(1.0)), axis=3)
+    sin = graph.node("Concat", graph.node("Neg", sin), sin, kept, axis=3)
+    scale = graph.constant(1.0 / np.sqrt(config.head_size))
+    return Rotation(cos, sin, graph.node("Mul", cos, scale), graph.node("Mul", sin, scale))
+
+
+def _cast_float(graph: Graph, value: str) -> str:
+    return graph.node("Cast", value, to=1)
+
+
+class Visibility(NamedTuple):
+    """What is added to attention's scores: 0 where a token is seen, `INVISIBLE` where not."""
+
+    bias: str
+    """[B, T, 1, S + T], for the slots of the ring and then the tokens of the chunk."""
+    num_slots: str
+    """[1] int64, S."""
+
+
+def add_visibility(graph: Graph, layout: Layout, num_before: str, ring: str, window_tokens: int | None) -> Visibility:
+    """Token t sees the token d places before it where d <= min(position of t, window).
+
+    A slot of the ring holds the newest token before the chunk whose position is its number modulo the window. The ring
+    may be given cut to its first slots where no row has read more than these; a global ring's slots are never used
+    twice, which is the same rule with a modulus that no position reaches.
+
+    Args:
+        num_before: [B], tokens of each row's document read before the chunk. ring: [B, S, H].
+    """
+    number = np.int64
+    modulus = MAX_CAPACITY_TOKENS if window_tokens is None else window_tokens
+    reach = graph.node("Max", layout.positions, graph.constant(0, number))
+    if window_tokens is not None:
+        reach = graph.node("Min", reach, graph.constant(window_tokens, number))
+    reach = graph.node("Unsqueeze", reach, graph.constant([2], number))  # [B, T, 1]
+    zero, one = graph.constant(0, number), graph.constant(1, number)
+    num_slots = graph.node("Shape", ring, start=1, end=2)
+    num_tokens = graph.node("Shape", layout.positions, start=1, end=2)
+    slots = graph.node("Range", zero, graph.node("Squeeze", num_slots), one)
+    tokens = graph.node("Range", zero, graph.node("Squeeze", num_tokens), one)
+    newest = graph.node("Sub", graph.node("Unsqueeze", num_before, graph.constant([1], number)), one)
+    age = graph.node("Mod", graph.node("Sub", newest, slots), graph.constant(modulus, number))
+    age = graph.node("Unsqueeze", graph.node("Add", age, one), graph.constant([1], number))  # [B, 1, S], 1 is newest
+    here = graph.node("Unsqueeze", tokens, graph.constant([1], number))  # [T, 1]
+    from_ring = graph.node("LessOrEqual", graph.node("Add", age, here), reach)  # [B, T, S]
+    distance = graph.node("Sub", here, tokens)  # [T, T]
+    seen = graph.node("LessOrEqual", distance, reach)  # [B, T, T]
+    seen = graph.node("And", seen, graph.node("GreaterOrEqual", distance, zero))
+    visible = graph.node("Concat", from_ring, seen, axis=2)
+    bias = graph.node("Where", visible, graph.constant(0.0), graph.constant(INVISIBLE))
+    return Visibility(graph.node("Unsqueeze", bias, graph.constant([2], number)), num_slots)

@@ -1,0 +1,115 @@
+"""Which parameter of a model is stored in which format, and how a parameter is seen as a matrix."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+
+from griffinlm.config import ModelConfig
+from griffinlm.quantization.formats import FLOAT32, Format, QuantizationError
+
+EMBEDDING = "embedding.weight"
+GATES = (".rg_lru.input_gate.weight", ".rg_lru.recurrence_gate.weight")
+CONVOLUTION = ".conv.weight"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The format of every matrix of a model: those of linears, of the gates, and the embedding.
+
+    `int8-channel` is for linears. The embedding becomes `int8-block128` under it, because a token's row must be read
+    out of the stored numbers, and channels lie transposed; so do the gates, whose blocks are small matrices that a
+    single integer product over all inputs cannot take.
+    """
+
+    default: Format
+    overrides: tuple[tuple[str, Format], ...] = ()
+    """Patterns (`*`, `?`, `[...]`) of parameter names, and the format of what they match; the first match wins."""
+
+    def format_of(self, name: str, shape: tuple[int, ...]) -> Format:
+        """The format of a parameter, its blocks fitted to the matrix; float32 for whatever is no such matrix."""
+        if not is_matrix(name):
+            return FLOAT32
+        format = next((format for pattern, format in self.overrides if fnmatchcase(name, pattern)), self.default)
+        if format.is_channel and (name == EMBEDDING or name.endswith(GATES)):
+            format = Format(8, 128)
+        return format.fitted(matrix_shape(shape)[1])
+
+    def formats(self, config: ModelConfig) -> dict[str, Format]:
+        """The format of every matrix of a model by name, those that stay float32 included.
+
+        Raises:
+            QuantizationError: a pattern matches none of them.
+        """
+        shapes = {name: shape for name, shape in config.parameter_shapes().items() if is_matrix(name)}
+        for pattern, _ in self.overrides:
+            if not any(fnmatchcase(name, pattern) for name in shapes):
+                raise QuantizationError(
+                    f"pattern {pattern[:100]!r} matches no matrix of this model",
+                    hint="matrices are called like embedding.weight, layers.0.mlp.up.weight",
+                )
+        return {name: self.format_of(name, shape) for name, shape in shapes.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `from_dict` gives back an equal recipe."""
+        return {"default": self.default.name, "overrides": [[pattern, f.name] for pattern, f in self.overrides]}
+
+    @classmethod
+    def from_dict(cls, values: Any) -> "Recipe":
+        """The recipe that `to_dict` wrote.
+
+        Raises:
+            QuantizationError: a field is unknown, missing, or of the wrong type, or a format does not exist.
+        """
+        if not isinstance(values, Mapping) or values.keys() != {"default", "overrides"}:
+            raise QuantizationError("a recipe must be a table of default and overrides")
+        default, overrides = values["default"], values["overrides"]
+        if not isinstance(default, str) or not isinstance(overrides, list) or not all(map(_is_pair, overrides)):
+            raise QuantizationError("a recipe must have the name of a format, and pairs of pattern and format")
+        return cls(Format.parse(default), tuple((pattern, Format.parse(name)) for pattern, name in overrides))
+
+
+RECIPES = {"int4": Recipe(Format(4, 128)), "int8": Recipe(Format(8))}
+"""The default recipe for each number of bits; every published figure is of one of them."""
+
+
+def is_matrix(name: str) -> bool:
+    """Whether a parameter may be quantized: the weight of a linear or of a gate, or the embedding."""
+    return name.endswith(".weight") and not name.endswith(CONVOLUTION)
+
+
+def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """[N, K] (out, in) of a matrix parameter; a gate [h, b_in, b_out] is the matrix [h * b_out, b_in]."""
+    if len(shape) == 2:
+        return shape[0], shape[1]
+    return shape[0] * shape[2], shape[1]
+
+
+def to_matrix(values: np.ndarray) -> np.ndarray:
+    """A parameter as its matrix [N, K]: each block of a gate transposed, so that an output's inputs lie together."""
+    return values if values.ndim == 2 else values.swapaxes(1, 2).reshape(matrix_shape(values.shape))
+
+
+def from_matrix(matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Undoes `to_matrix`."""
+    if len(shape) == 2:
+        return matrix
+    return np.ascontiguousarray(matrix.reshape(shape[0], shape[2], shape[1]).swapaxes(1, 2))
+
+
+def row_energy(energy: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Energy of a parameter's inputs as `quantize` takes it: [K], or [N, K] of a gate, from all its inputs [h * b_in].
+
+    Raises:
+        QuantizationError: there are more or fewer inputs.
+    """
+    num_inputs = shape[1] if len(shape) == 2 else shape[0] * shape[1]
+    if energy.shape != (num_inputs,):
+        raise QuantizationError(f"the input energy has shape {list(energy.shape)}; it must be [{num_inputs}]")
+    return energy if len(shape) == 2 else np.repeat(energy.reshape(shape[:2]), shape[2], axis=0)
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value)
