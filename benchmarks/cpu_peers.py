@@ -26,13 +26,14 @@ from typing import Any
 
 from memory_and_speed import processor
 from peers.comparison import compare, summarize
-from peers.programs import Program, RunError, all_programs, read_bandwidth
+from peers.programs import Program, RunError, all_programs
 
 import griffinlm
 from griffinlm.errors import GriffinError
+from griffinlm.evaluate.bandwidth import read_bandwidth
 
 PACKAGES = ("griffinlm", "llama_cpp", "transformers")
-BANDWIDTH_BYTES, SMOKE_BANDWIDTH_BYTES = 1 << 30, 1 << 24
+SMOKE_BANDWIDTH_BYTES = 1 << 24
 
 
 def chosen_interpreters(assignments: Sequence[str]) -> dict[str, str]:
@@ -58,11 +59,11 @@ def measure(
     """Runs every program `num_rounds` times, in turn.
 
     Returns:
-        `programs`: what became of each; `figures`: every figure of every round; `read_bandwidth`: around every run.
+        `programs`: what became of each; `figures` of every round; `read_bytes_per_second` before and after each run.
     """
     states = {program.name: describe(program, interpreters[program.package]) for program in programs}
     figures, bandwidths = [], []
-    num_bytes = SMOKE_BANDWIDTH_BYTES if smoke else BANDWIDTH_BYTES
+    num_bytes = SMOKE_BANDWIDTH_BYTES if smoke else None
     for number in range(1, num_rounds + 1):
         for program in programs:
             state, python = states[program.name], interpreters[program.package]
@@ -71,9 +72,9 @@ def measure(
             print(f"round {number} of {num_rounds}: {program.name}", file=sys.stderr)
             try:
                 program.prepare(python, work)
-                before = read_bandwidth(sys.executable, threads, num_bytes)
+                before = round(read_bandwidth(threads, num_bytes))
                 found = program.measure(python, work)
-                after = read_bandwidth(sys.executable, threads, num_bytes)
+                after = round(read_bandwidth(threads, num_bytes))
             except RunError as error:
                 print(f"{program.name} failed: {error}", file=sys.stderr)
                 state.update(status="failed", reason=str(error))
@@ -84,7 +85,7 @@ def measure(
 
 
 def describe(program: Program, python: str) -> dict[str, Any]:
-    """A program as the record names it; it is skipped where the interpreter lacks its package."""
+    """A program as the record names it: skipped where this interpreter lacks it, failed where one named for it does."""
     described = {
         "program": program.name,
         "package": program.package,
@@ -96,7 +97,7 @@ def describe(program: Program, python: str) -> dict[str, Any]:
         return {**described, "status": "measured", "version": program.version(python)}
     except RunError as error:
         print(f"{program.name} is left out: {error}", file=sys.stderr)
-        return {**described, "status": "skipped", "reason": str(error)}
+        return {**described, "status": "skipped" if python == sys.executable else "failed", "reason": str(error)}
 
 
 def table(report: dict[str, Any]) -> str:

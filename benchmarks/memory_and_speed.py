@@ -24,6 +24,7 @@ import numpy as np
 
 import griffinlm
 from griffinlm.errors import GriffinError
+from griffinlm.evaluate.benchmark_weights import ENGINES, check_weights, model_checkpoint, weights_run
 from griffinlm.executor import Engine, Executor
 from griffinlm.generation.answering import Options
 
@@ -165,13 +166,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", default="eyas", help="model directory or name (default: eyas)")
     parser.add_argument("--tokens", type=int, default=20_000, help="tokens to write (default: 20000)")
-    parser.add_argument("--weights", default="float32", help="precision of the weights (default: float32)")
+    parser.add_argument("--engine", default="onnx", help=f"what computes: {' or '.join(ENGINES)} (default: onnx)")
+    parser.add_argument("--weights", help="type of the weights (default: what the model's files hold)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: the engine's choice)")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     parser.add_argument("--out", type=Path, help="directory for <processor>-<date>-memory_and_speed.json")
     options = parser.parse_args(arguments)
     try:
-        model = griffinlm.load(options.model, weights=options.weights, threads=options.threads)
+        check_weights(options.engine, options.weights)
+        checkpoint = model_checkpoint(options.model, options.engine, options.weights)
+        model = griffinlm.load(checkpoint.path, engine=options.engine, weights=options.weights, threads=options.threads)
         has_tokenizer = model.identity.fingerprint.tokenizer != ""
         results = measure(model, PROMPT if has_tokenizer else [0], options.tokens)
     except GriffinError as error:
@@ -189,7 +193,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "python": platform.python_version(),
         "griffinlm": griffinlm.__version__,
         "model": options.model,
-        "weights": options.weights,
+        "engine": options.engine,
+        "weights": weights_run(checkpoint, options.engine, model.precision),
         "threads": options.threads,
         "sampling": SAMPLING,
         **results,

@@ -15,7 +15,7 @@ PACKAGE = "griffinlm"
 NEIGHBOURS = {("presets", "config"), ("config", "presets")}
 """Rooms of one row that may import each other: presets are configurations, and ModelConfig.preset looks them up."""
 TORCH_ROOMS = {"kernels", "model"}
-LAZY_TORCH = {"griffinlm.checkpoint.deepmind", "griffinlm.language_model"}
+LAZY_TORCH = {"griffinlm.checkpoint.deepmind", "griffinlm.loading"}
 """Modules that may import torch where a function runs: a .pt file is torch's own; load() says when torch is missing."""
 PLAIN_MODULES = {"griffinlm.generation.scheduler", "griffinlm.generation.request"}
 MOST_LINES = 450
@@ -93,8 +93,8 @@ def imported_room(target: str, rooms: Set[str]) -> str:
 def upward_imports(sources: Sources, rows: list[list[str]]) -> list[str]:
     """Imports that do not go down, rooms without a place in the diagram, and relative imports, which hide the room."""
     rank: dict[str, float] = {room: index for index, row in enumerate(rows) for room in row}
-    # The face re-exports what stands up to language_model; only what is above that may import from it.
-    rank[PACKAGE] = rank["language_model"] + 0.5
+    # The face re-exports what stands up to loading; only what is above that may import from it.
+    rank[PACKAGE] = rank["loading"] + 0.5
     rooms = rank.keys() | {room_of(module) for module in sources}
     faults = []
     for module, source in sources.items():
@@ -219,7 +219,7 @@ PLANTED_ROWS = [
     ["config", "presets"],
     ["state", "executor"],
     ["text", "kernels"],
-    ["language_model"],
+    ["loading"],
     ["cli"],
 ]
 
@@ -239,7 +239,7 @@ PLANTED_ROWS = [
             "griffinlm.errors",
             "class A:\n    try:\n        import griffinlm.cli.main\n    except ImportError:\n        pass",
         ),
-        ("griffinlm.language_model", "from griffinlm import __version__"),
+        ("griffinlm.loading", "from griffinlm import __version__"),
         ("griffinlm.text.stop", "from .tokenizer import Tokenizer"),
         ("griffinlm.cellar.wine", "x = 1"),
     ],
@@ -255,7 +255,7 @@ def test_planted_upward_import_is_found(module, source):
         ("griffinlm.config", "def f():\n    from griffinlm.presets import PRESETS"),
         ("griffinlm.text.stop", "from griffinlm.text.tokenizer import Tokenizer"),
         ("griffinlm.cli.main", "from griffinlm import __version__\nimport griffinlm.text"),
-        ("griffinlm", "from griffinlm.language_model import load"),
+        ("griffinlm", "from griffinlm.loading import load"),
         ("griffinlm.cellar", ""),
     ],
 )

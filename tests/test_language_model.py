@@ -12,7 +12,7 @@ from tolerances import assert_agree
 import griffinlm
 from griffinlm import GriffinError, State
 from griffinlm.checkpoint import initial_tensors, open_checkpoint, write_checkpoint
-from griffinlm.language_model import find_model
+from griffinlm.loading import find_model
 
 IDS = [5, 80, 81, 7, 100, 258, 3, 9, 9, 60, 11, 12, 90]
 
@@ -325,9 +325,13 @@ def test_what_cannot_be_is_refused_in_one_line(model, arguments, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"engine": "onnx"}, "engine is 'onnx'"),
-        ({"weights": "int4"}, "weights is 'int4'"),
-        ({"window_dtype": "int8"}, "window_dtype is 'int8'"),
+        ({"engine": "jax"}, "engine is 'jax'"),
+        ({"weights": "int5"}, "weights is 'int5'"),
+        ({"weights": "int4", "engine": "torch"}, "weights is 'int4'"),
+        ({"weights": "bfloat16", "engine": "onnx"}, "weights is 'bfloat16'"),
+        ({"window_dtype": "int5"}, "window_dtype is 'int5'"),
+        ({"window_dtype": "int8", "engine": "torch"}, "window_dtype is 'int8'"),
+        ({"device": "cuda", "engine": "onnx"}, "device is 'cuda'"),
         ({"device": "abacus"}, "device is 'abacus'"),
         ({"threads": 0}, "threads is 0"),
         ({"threads": "2"}, "threads is '2'"),

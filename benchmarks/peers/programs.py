@@ -144,12 +144,6 @@ class Transformers(Program):
         return run_lines([python, "-m", "peers.transformers_runs", self.model, settings])
 
 
-def read_bandwidth(python: str, threads: int, num_bytes: int) -> int:
-    """Bytes a second that `threads` threads read from memory, measured now in a process of its own."""
-    found = run_lines([python, "-m", "peers.bandwidth", str(threads), str(num_bytes)])
-    return found[0]["read_bytes_per_second"]
-
-
 def all_programs(threads: int, smoke: bool) -> tuple[Program, ...]:
     """Everything that is compared. `smoke` takes models so small that all of it runs in seconds."""
     if smoke:
@@ -157,7 +151,7 @@ def all_programs(threads: int, smoke: bool) -> tuple[Program, ...]:
         ours, gemma, mamba, theirs = "eyas", "tiny-gemma", "tiny-mamba", "tiny-recurrentgemma"
     else:
         full = Settings(
-            threads, (0, 2048, 8192, 32_768), decode_tokens=16, prefill_tokens=512, prefill_repeats=2, batch_rows=8
+            threads, (0, 2048, 8192, 32_768), decode_tokens=32, prefill_tokens=512, prefill_repeats=2, batch_rows=8
         )
         ours, gemma, mamba, theirs = "recurrentgemma-2b", "gemma-2b", "mamba-2.8b", "recurrentgemma-2b"
     # A state of fixed size makes every position cost the same: Mamba's is measured at the first one only.

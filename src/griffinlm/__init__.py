@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from griffinlm.generation.completion import Generation as Generation
     from griffinlm.generation.sampling import SamplingParameters as SamplingParameters
     from griffinlm.language_model import LanguageModel as LanguageModel
-    from griffinlm.language_model import load as load
+    from griffinlm.loading import load as load
     from griffinlm.state import State as State
     from griffinlm.text import Tokenizer as Tokenizer
 
@@ -25,7 +25,7 @@ _HOMES = {
     "Generation": "griffinlm.generation.completion",
     "SamplingParameters": "griffinlm.generation.sampling",
     "LanguageModel": "griffinlm.language_model",
-    "load": "griffinlm.language_model",
+    "load": "griffinlm.loading",
     "State": "griffinlm.state",
     "Tokenizer": "griffinlm.text",
 }

@@ -96,6 +96,29 @@ def test_llama_cpp_is_given_its_better_flash_attention(programs, monkeypatch, tm
     assert program.measure("python", tmp_path) == [lines[1]]
 
 
+def test_ours_is_measured_by_its_own_command(programs, monkeypatch, tmp_path):
+    commands = []
+
+    def bench(command):
+        commands.append(command[command.index("bench") + 1 :])
+        return [{"position": 0, "rows": 2, "tokens_per_second": 20.0, "peak_rss_bytes": 1}]
+
+    monkeypatch.setattr(programs, "run_lines", bench)
+    ours = programs.all_programs(threads=3, smoke=True)[0]
+    prefill, decode, batch = ours.measure("python", tmp_path)
+    assert [command[0] for command in commands] == ["prefill", "decode", "batch"]
+    assert {"--weights=int4", "--positions=0,64", "--threads=3", "--rows=1", "--json"} <= set(commands[1])
+    assert (prefill["milliseconds"], decode["milliseconds"], batch["milliseconds"]) == (1600.0, 50.0, 100.0)
+
+
+def test_a_chosen_interpreter_without_the_package_is_a_failure(tmp_path):
+    missing = tmp_path / "python"
+    done = run("--smoke", "--only", "transformers bfloat16", "--python-for", f"transformers={missing}", "--json")
+    assert done.returncode == 1
+    (state,) = json.loads(done.stdout)["programs"]
+    assert (state["status"], state["reason"]) == ("failed", f"{missing}: No such file or directory")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

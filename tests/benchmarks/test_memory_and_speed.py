@@ -23,11 +23,16 @@ def random_model(preset: str, directory: Path) -> str:
     return str(directory)
 
 
-def test_reports_memory_and_time_past_the_window(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("options", "engine", "weights"),
+    [((), "onnx", "float32"), (("--engine", "torch", "--weights", "bfloat16"), "torch", "bfloat16")],
+)
+def test_reports_memory_and_time_past_the_window(tmp_path: Path, options: tuple[str, ...], engine: str, weights: str):
     model, out = random_model("tiny-griffin", tmp_path / "model"), tmp_path / "results"
-    done = run("--model", model, "--tokens", "300", "--json", "--out", str(out))
+    done = run("--model", model, "--tokens", "300", "--json", "--out", str(out), *options)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
+    assert (report["engine"], report["weights"]) == (engine, weights)
     assert (report["tokens"], report["prompt_tokens"], report["window_tokens"]) == (300, 1, 7)
     assert report["timed_tokens"] == (298 - 6) // 2
     assert report["resident_bytes_end"] > 0

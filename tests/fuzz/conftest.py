@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from command_line import CommandLine
 
-import griffinlm.language_model
+import griffinlm.loading
 from griffinlm.checkpoint import initial_tensors, write_checkpoint
 from griffinlm.config import AttentionConfig, ModelConfig, RecurrentConfig
 from griffinlm.presets import bfloat16_sqrt
@@ -57,7 +57,7 @@ def directory(containers: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models stay loaded between command lines: what is damaged is something else."""
-    monkeypatch.setattr("griffinlm.language_model.load", functools.cache(griffinlm.language_model.load))
+    monkeypatch.setattr("griffinlm.loading.load", functools.cache(griffinlm.loading.load))
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -149,6 +149,7 @@ OPTIONS: dict[str, list[str]] = {
     "info": ["--json"],
     "pull": ["--revision", "--json"],
     "convert": ["--to", "--random", "--preset", "--config", "--dtype", "--seed", "--json"],
+    "quantize": ["--bits", "--block", "--layer", "--json"],
     "evaluate": ["--text", "--weights", "--engine", "--threads", "--limit", "--json"],
 }  # fmt: skip
 ODD_NUMBERS = [
@@ -157,6 +158,7 @@ ODD_NUMBERS = [
     "", "one",
 ]  # fmt: skip
 ODD_WORDS = [
+    "channel", "int4-block32", "*=int8-channel", "*.up.weight=float32", "=", "[=x", "embedding.weight=int4-block16",
     "", " ", "-", "--", "true", "null", "auto", "torch", "onnx", "float32", "bfloat16", "float16", "float64", "int8",
     "int4", "cpu", "cpu:1", "cuda", "meta", "mps", "cuda:99", "huggingface", "deepmind", "griffinlm", "flax",
     "tiny-hawk", "tiny-griffin", "eyas ", "../x", "a/b", "a/b/c", ".", "/", "/dev/null", "/nowhere/x", "x" * 300,
@@ -165,7 +167,7 @@ ODD_WORDS = [
 ]  # fmt: skip
 NUMERIC = {
     "--threads", "--min-tokens", "--temperature", "--top-k", "--top-p", "--min-p", "--repetition-penalty",
-    "--presence-penalty", "--frequency-penalty", "--seed", "--limit",
+    "--presence-penalty", "--frequency-penalty", "--seed", "--limit", "--bits", "--block",
 }  # fmt: skip
 
 
@@ -185,6 +187,7 @@ def odd_arguments(random: Random, griffin: Path, gemma: Path) -> list[Any]:
         "info": [model],
         "pull": ["some/model", "--offline"],
         "convert": [model, "out", "--to", "griffinlm"],
+        "quantize": [model, "out"],
         "evaluate": [model, "--text", "text.txt"],
     }
     command = random.choice([*words, "generate", "generate", "convert"])

@@ -1,4 +1,4 @@
-"""The wheel, installed into empty environments: small and without torch as it is, writing text with the extra `torch`.
+"""The wheel, installed into empty environments: small, without torch, writing text; and with the extra `torch`.
 
 Builds and installs from the package index, so it takes minutes.
 """
@@ -101,8 +101,13 @@ def test_base_install_answers_what_needs_no_engine(base: Environment):
     assert "2,682,862,080" in info.stdout
 
 
-def test_base_install_names_the_extra_that_generating_needs(base: Environment):
-    done = base.run("griffin", "generate", "Once upon a time")
+@pytest.mark.parametrize("weights", ["float32", "int8", "int4"])
+def test_base_install_generates(base: Environment, weights: str):
+    assert_generates(base, "--weights", weights)
+
+
+def test_base_install_names_the_extra_that_the_torch_engine_needs(base: Environment):
+    done = base.run("griffin", "generate", "Once upon a time", "--engine", "torch")
     assert (done.returncode, done.stdout) == (2, "")
     error, hint = done.stderr.splitlines()
     assert error.startswith("error: ")
@@ -111,8 +116,12 @@ def test_base_install_names_the_extra_that_generating_needs(base: Environment):
 
 
 def test_torch_extra_generates(with_torch: Environment):
+    assert_generates(with_torch, "--engine", "torch")
+
+
+def assert_generates(environment: Environment, *options: str) -> None:
     arguments = ["generate", "Once upon a time", "--min-tokens", "20", "--max-tokens", "20", "--seed", "1", "--json"]
-    done = with_torch.run("griffin", *arguments)
+    done = environment.run("griffin", *arguments, *options)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert len(answer["token_ids"]) == 20

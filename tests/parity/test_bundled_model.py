@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 import griffinlm
 from griffinlm.checkpoint import open_checkpoint, write_checkpoint
-from griffinlm.language_model import find_model
+from griffinlm.loading import find_model
 
 from .huggingface import load_original
 from .reading import BOUND, deviation

@@ -63,6 +63,9 @@ class Checkpoint:
         if quantization is not None:
             self._source = DequantizedTensors(path, source, config, quantization.recipe)
         self._entry_of = {name: entry for entry in expected for name in entry.ours}
+        self._stored_as = {name: entry.theirs for name, entry in self._entry_of.items() if entry.layout is SAME}
+        if quantization is not None:
+            self._stored_as = {name: name for name in source.tensors}
         self._digest: str | None = None
         self.keep_alive: object = None
         """Whatever must live as long as the checkpoint, such as a temporary directory that holds its files."""
@@ -122,13 +125,10 @@ class Checkpoint:
 
         None where the checkpoint has no such tensor, or keeps it in another layout or container.
         """
-        if not isinstance(self._files, SafetensorsDirectory):
+        theirs = self._stored_as.get(name)
+        if theirs is None or not isinstance(self._files, SafetensorsDirectory):
             return None
-        entry = self._entry_of.get(name)
-        theirs = name if self.quantization is not None else None
-        if entry is not None and entry.layout is SAME:
-            theirs = entry.theirs
-        return None if theirs is None else self._files.locate(theirs)
+        return self._files.locate(theirs)
 
     def verify(self) -> None:
         """Holds the files of a quantized checkpoint against their checksums; others have none.

@@ -32,9 +32,7 @@ class SafetensorsDirectory:
             CheckpointError: a file is missing or damaged, or the index and the shards disagree.
         """
         self.tensors: dict[str, TensorInfo] = {}
-        self._file_of: dict[str, Path] = {}
-        self._open: dict[Path, safe_open] = {}
-        self._offsets: dict[Path, dict[str, int]] = {}
+        self._places: dict[str, StoredTensor] = {}
         index_file = directory / INDEX_FILE
         if not index_file.is_file():
             self._add(directory / SINGLE_FILE)
@@ -45,50 +43,38 @@ class SafetensorsDirectory:
             raise faults_error(index_file, [f"shard {name} is missing" for name in missing])
         for name in sorted(set(placed.values())):
             self._add(directory / name)
-        misplaced = [
-            f"{tensor} is not in {file}"
-            for tensor, file in placed.items()
-            if self._file_of.get(tensor) != directory / file
-        ]
-        unlisted = [
-            f"{tensor} is in {self._file_of[tensor].name}, but not in the index"
-            for tensor in self.tensors
-            if tensor not in placed
-        ]
+        file_of = {tensor: place.file.name for tensor, place in self._places.items()}
+        misplaced = [f"{tensor} is not in {file}" for tensor, file in placed.items() if file_of.get(tensor) != file]
+        unlisted = [f"{t} is in {file}, but not in the index" for t, file in file_of.items() if t not in placed]
         if misplaced or unlisted:
             raise faults_error(index_file, misplaced + unlisted)
 
     def _add(self, file: Path) -> None:
-        with reading(file):
-            opened = safe_open(file, framework="numpy")
+        with reading(file), safe_open(file, framework="numpy") as opened:
+            offsets = _data_offsets(file)
             for name in opened.keys():  # noqa: SIM118  (an open file is no mapping)
                 if name in self.tensors:
-                    raise CheckpointError(f"{name} is both in {self._file_of[name].name} and in {file.name}")
+                    raise CheckpointError(f"{name} is both in {self._places[name].file.name} and in {file.name}")
                 part = opened.get_slice(name)
-                self.tensors[name] = TensorInfo(_type_name(part.get_dtype()), tuple(part.get_shape()))
-                self._file_of[name] = file
-        self._open[file] = opened
+                info = TensorInfo(_type_name(part.get_dtype()), tuple(part.get_shape()))
+                self.tensors[name] = info
+                self._places[name] = StoredTensor(file, offsets[name], info.dtype, info.shape)
 
     @property
-    def files(self) -> tuple[Path, ...]:
+    def files(self) -> frozenset[Path]:
         """The files that hold the tensors."""
-        return tuple(self._open)
+        return frozenset(place.file for place in self._places.values())
+
+    def locate(self, name: str) -> StoredTensor:
+        """Where the bytes of one of `tensors` lie."""
+        return self._places[name]
 
     def read(self, name: str) -> np.ndarray:
         """The values of one tensor; see `TensorSource.read`."""
-        file = self._file_of[name]
-        with reading(file):
-            return self._open[file].get_tensor(name)
-
-    def locate(self, name: str) -> StoredTensor | None:
-        """Where the bytes of one tensor lie; None if there is no such tensor."""
-        file = self._file_of.get(name)
-        if file is None:
-            return None
-        if file not in self._offsets:
-            with reading(file):
-                self._offsets[file] = _data_offsets(file)
-        return StoredTensor(file, self._offsets[file][name], *self.tensors[name])
+        place = self._places[name]
+        with reading(place.file):
+            # safetensors would copy out of a mapping of the file, whose pages count as memory once they are touched.
+            return place.read()
 
 
 def _data_offsets(file: Path) -> dict[str, int]:

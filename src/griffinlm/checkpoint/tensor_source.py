@@ -50,9 +50,18 @@ class StoredTensor(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
 
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * element_type(self.dtype).itemsize
+
+    def read(self) -> np.ndarray:
+        """The values, in memory."""
+        values = np.fromfile(self.file, np.uint8, self.num_bytes, offset=self.offset)
+        return values.view(element_type(self.dtype)).reshape(self.shape)
+
     def mapped(self) -> np.ndarray:
         """The values, read-only, in the pages of the file; a page comes into memory when it is touched."""
-        values = np.memmap(self.file, np.uint8, "r", self.offset, num_bytes(TensorInfo(self.dtype, self.shape)))
+        values = np.memmap(self.file, np.uint8, "r", self.offset, self.num_bytes)
         return values.view(element_type(self.dtype)).reshape(self.shape)
 
 

@@ -100,7 +100,7 @@ def _refuse(option: str, others: dict[str, bool]) -> None:
 def _opened(source: str, preset: str | None, config_file: Path | None) -> _Source:
     from griffinlm.checkpoint import open_checkpoint, read_config_file
     from griffinlm.config import ModelConfig
-    from griffinlm.language_model import find_model
+    from griffinlm.loading import find_model
 
     config = None
     if preset is not None:

@@ -49,7 +49,7 @@ def info(
 def _open(name: str) -> tuple["ModelConfig", "Checkpoint | None"]:
     """A model that is here, or else a preset of that name."""
     from griffinlm.checkpoint import open_checkpoint
-    from griffinlm.language_model import LoadError, find_model
+    from griffinlm.loading import LoadError, find_model
     from griffinlm.presets import PRESETS
 
     try:

@@ -9,10 +9,18 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from griffinlm.cli.output import discard_output, force_utf8, is_out_of_memory, print_error, print_json, quiet_libraries
+from griffinlm.cli.output import (
+    discard_output,
+    force_utf8,
+    is_out_of_memory,
+    one_line,
+    print_error,
+    print_json,
+    quiet_libraries,
+)
 from griffinlm.errors import GriffinError
 
-COMMANDS = ("generate", "chat", "pull", "info", "convert", "quantize", "evaluate")
+COMMANDS = ("generate", "chat", "pull", "info", "convert", "quantize", "evaluate", "bench")
 """Each is a function of its own name in the file of its own name."""
 
 USER_FAULT, INTERRUPTED, NOBODY_READS = 2, 130, 141
@@ -34,7 +42,10 @@ class StrictCommand(TyperCommand):
             return super().invoke(ctx)
         except GriffinError as error:
             if ctx.params.get("as_json"):
-                print_json({"error": str(error), "hint": error.hint, "faults": getattr(error, "faults", [])})
+                # A word of the command line may be no UTF-8, which JSON must be.
+                hint = None if error.hint is None else one_line(error.hint)
+                faults = [one_line(fault) for fault in getattr(error, "faults", [])]
+                print_json({"error": one_line(str(error)), "hint": hint, "faults": faults})
             raise
 
 

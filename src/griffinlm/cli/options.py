@@ -28,7 +28,9 @@ Weights = Annotated[
 WindowType = Annotated[
     str | None,
     typer.Option(
-        "--window-dtype", metavar="TYPE", help="Type of attention's window: float32, float16, int8 (onnx), bfloat16 (torch)."
+        "--window-dtype",
+        metavar="TYPE",
+        help="Type of attention's window: float32, float16, int8 (onnx), bfloat16 (torch).",
     ),
 ]
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="Where the torch engine runs: cpu, cuda, mps.")]
@@ -76,7 +78,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 def load_model(given: dict[str, Any]) -> "LanguageModel":
     """`griffinlm.load` with those of a command's values that are its parameters; imported now."""
-    from griffinlm.language_model import load
+    from griffinlm.loading import load
 
     names = ("engine", "device", "weights", "window_dtype", "threads")
     return load(given["model"], **{name: given[name] for name in names if name in given})

@@ -52,13 +52,13 @@ def quantize(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a checkpoint with quantized weights, and tell the error and size of every matrix.
+    """Write a checkpoint with int4 or int8 weights.
 
-    Biases, norms, convolutions and decays stay float32. Tensors go through memory one by one; DST appears when it is
-    complete, or not at all.
+    The error and size of every matrix are told. Biases, norms, convolutions and decays stay float32. Tensors go through
+    memory one by one; DST appears when it is complete, or not at all.
     """
     from griffinlm.checkpoint import open_checkpoint, write_quantized
-    from griffinlm.language_model import find_model
+    from griffinlm.loading import find_model
 
     recipe = _recipe(bits, block, layer or [])
     checkpoint = open_checkpoint(find_model(source))

@@ -113,10 +113,12 @@ def rg_lru(block: BlockGraph, x: str, name: str, hidden: str) -> tuple[str, str]
     num_blocks = block.config.recurrent.num_gate_blocks
     parts = graph.nodes("Split", x, count=num_blocks, num_outputs=num_blocks, axis=1) if num_blocks > 1 else (x,)
     input_gate = graph.node("Sigmoid", block.linears.block_diagonal(x, f"{name}.input_gate", parts))
-    recurrence_gate = graph.node("Sigmoid", block.linears.block_diagonal(x, f"{name}.recurrence_gate", parts))
+    recurrence_gate = block.linears.block_diagonal(x, f"{name}.recurrence_gate", parts)
     a_param = block.linears.array(f"{name}.a_param").astype(np.float64)
     rate = (-RG_LRU_EXPONENT * np.logaddexp(0.0, a_param)).astype(np.float32)
-    log_a = graph.node("Mul", recurrence_gate, graph.weight(f"{name}.rate", rate))
+    # Not by Sigmoid: ONNX Runtime's loses all digits of a small one, and 1 - a^2 is proportional to it.
+    inverse = graph.node("Add", graph.node("Exp", graph.node("Neg", recurrence_gate)), graph.constant(1.0))
+    log_a = graph.node("Div", graph.weight(f"{name}.rate", rate), inverse)
     a = graph.node("Exp", log_a)
     square = graph.node("Sub", graph.constant(-1.0), graph.node("Mul", a, a))
     scale = graph.node("Sqrt", graph.node("Mul", graph.node("Tanh", log_a), square))

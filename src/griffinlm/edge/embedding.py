@@ -1,9 +1,8 @@
 """Rows of the embedding, read from the weights where they lie."""
 
-import ml_dtypes
 import numpy as np
 
-from griffinlm.checkpoint import SCALES, Checkpoint, StoredTensor
+from griffinlm.checkpoint import SCALES, Checkpoint
 from griffinlm.quantization import FLOAT32, dequantize
 
 
@@ -20,9 +19,9 @@ class Embedding:
         shape = config.parameter_shapes()[name]
         self._format = FLOAT32 if quantization is None else quantization.recipe.format_of(name, shape)
         stored = checkpoint.stored(name)
-        self._weight = checkpoint.tensor(name) if stored is None else _mapped(stored)
+        self._weight = checkpoint.tensor(name) if stored is None else stored.mapped()
         scales = checkpoint.stored(name + SCALES) if self._format.is_quantized else None
-        self._scales = None if scales is None else _mapped(scales)
+        self._scales = None if scales is None else scales.mapped()
 
     def rows(self, tokens: np.ndarray) -> np.ndarray:
         """embedding[token] * embedding_scale, float32 [..., D], for ids of any shape."""
@@ -32,8 +31,3 @@ class Embedding:
             values = dequantize(values, self._scales[ids], self._format, self._width)
         values = values.astype(np.float32) * self._factor
         return values.reshape(*tokens.shape, self._width)
-
-
-def _mapped(stored: StoredTensor) -> np.ndarray:
-    dtype = ml_dtypes.bfloat16 if stored.dtype == "bfloat16" else stored.dtype
-    return np.memmap(stored.file, dtype, "r", stored.offset, stored.shape)

@@ -44,7 +44,7 @@ class OnnxExecutor:
     def prefill(
         self, slots: Sequence[int], tokens: np.ndarray, positions: np.ndarray | None, logits: LogitsChoice
     ) -> np.ndarray | None:
-        first, place = self._arrange(slots)
+        first, place = self._arrange(slots, len(tokens))
         num_before = self._num_tokens[first + place]
         check_prefill(self.engine.config, tokens, positions, num_before, self.capacity)
         places = num_before[:, None] + np.arange(tokens.shape[1]) if positions is None else positions
@@ -75,7 +75,7 @@ class OnnxExecutor:
         return out[place]
 
     def step(self, slots: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
-        first, place = self._arrange(slots)
+        first, place = self._arrange(slots, len(tokens))
         ids = np.empty((len(place), 1), np.int64)
         ids[place, 0] = tokens
         num_before = self._num_tokens[first : first + len(place), None]
@@ -122,8 +122,9 @@ class OnnxExecutor:
             array[row] = 0
         self._num_tokens[row] = 0
 
-    def _arrange(self, slots: Sequence[int]) -> tuple[int, np.ndarray]:
+    def _arrange(self, slots: Sequence[int], num_rows: int) -> tuple[int, np.ndarray]:
         """First row of the slots, and the place of each from there; moves states only where rows have gaps."""
+        assert len(set(slots)) == len(slots) == num_rows, "one row for each of different slots"
         rows = self._row_of[list(slots)]
         first = int(rows.min())
         if rows.max() - first + 1 == len(rows):

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from griffinlm.checkpoint import StoredTensor
+from griffinlm.checkpoint import CheckpointError, StoredTensor
 
 OPSET, IR_VERSION = 23, 11
 MICROSOFT = "com.microsoft"
@@ -70,7 +70,11 @@ class Graph:
         return root._constants[key]
 
     def weight(self, name: str, values: "np.ndarray | StoredTensor") -> str:
-        """An initializer: bytes of a file where they lie, or an array; asked for twice it is the same one."""
+        """An initializer: bytes of a file where they lie, or an array; asked for twice it is the same one.
+
+        Raises:
+            CheckpointError: links lead to files in several directories.
+        """
         root = self._root
         if name in root._initializers:
             return name
@@ -83,9 +87,8 @@ class Graph:
             tensor.data_type, place = ELEMENT_TYPES[values.dtype.name], {"location": name}
         else:
             root._set_folder(values.file)
-            num_bytes = int(np.prod(values.shape)) * np.dtype(values.dtype).itemsize
             tensor.data_type = ELEMENT_TYPES[values.dtype]
-            place = {"location": values.file.resolve().name, "offset": values.offset, "length": num_bytes}
+            place = {"location": values.file.resolve().name, "offset": values.offset, "length": values.num_bytes}
         for key, value in place.items():
             tensor.external_data.add(key=key, value=str(value))
         root._initializers[name] = tensor
@@ -132,5 +135,9 @@ class Graph:
 
     def _set_folder(self, file: Path) -> None:
         folder = file.resolve().parent
-        assert self._folder in (None, folder), "all files of a model lie in one directory"
+        if self._folder not in (None, folder):
+            raise CheckpointError(
+                f"{file} is a link to {folder}, other files of the model are in {self._folder}",
+                hint="put all of them into one directory",
+            )
         self._folder = folder

@@ -34,11 +34,9 @@ class Linears:
         """The value that each weight is multiplied with, by parameter name."""
 
     def values(self, name: str) -> "np.ndarray | StoredTensor":
-        """A float32 parameter: where it lies, or its values."""
-        stored = self._checkpoint.stored(name)
-        if stored is not None and stored.dtype == "float32":
-            return stored
-        return self.array(name)
+        """A float32 parameter: where it lies, or its values; raises CheckpointError where it holds NaN or infinity."""
+        values, stored = self.array(name), self._checkpoint.stored(name)
+        return stored if stored is not None and stored.dtype == "float32" else values
 
     def array(self, name: str) -> np.ndarray:
         """The float32 values of a parameter."""
@@ -159,6 +157,6 @@ def _part(values: "np.ndarray | StoredTensor", index: int, shape: tuple[int, ...
 
 def _num_parts(stored: StoredTensor) -> int:
     """Into how many equal runs of rows a matrix is cut, so that each is at most `LARGEST_PART_BYTES`."""
-    num_rows, num_bytes = stored.shape[0], int(np.prod(stored.shape)) * np.dtype(stored.dtype).itemsize
+    num_rows, num_bytes = stored.shape[0], stored.num_bytes
     least = -(-num_bytes // LARGEST_PART_BYTES)
     return next((parts for parts in range(least, 2 * least + 1) if num_rows % parts == 0), 1)

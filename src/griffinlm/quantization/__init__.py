@@ -8,3 +8,4 @@ from griffinlm.quantization.matrix import dequantize as dequantize
 from griffinlm.quantization.matrix import quantize as quantize
 from griffinlm.quantization.recipe import RECIPES as RECIPES
 from griffinlm.quantization.recipe import Recipe as Recipe
+from griffinlm.quantization.recipe import recipe_of as recipe_of

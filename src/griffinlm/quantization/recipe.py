@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from griffinlm.config import ModelConfig
-from griffinlm.quantization.formats import FLOAT32, Format, QuantizationError
+from griffinlm.quantization.formats import FLOAT32, OFFERED_NAMES, Format, QuantizationError
 
 EMBEDDING = "embedding.weight"
 GATES = (".rg_lru.input_gate.weight", ".rg_lru.recurrence_gate.weight")
@@ -73,6 +73,19 @@ class Recipe:
 
 RECIPES = {"int4": Recipe(Format(4, 128)), "int8": Recipe(Format(8))}
 """The default recipe for each number of bits; every published figure is of one of them."""
+
+
+def recipe_of(weights: str) -> Recipe:
+    """The default recipe called `int4` or `int8`, or all matrices in the format of that name.
+
+    Raises:
+        QuantizationError: there is neither.
+    """
+    if weights in RECIPES:
+        return RECIPES[weights]
+    if weights == "float32" or weights not in OFFERED_NAMES:
+        raise QuantizationError(f"weights is {weights[:60]!r}; allowed are {', '.join((*RECIPES, *OFFERED_NAMES))}")
+    return Recipe(Format.parse(weights))
 
 
 def is_matrix(name: str) -> bool:

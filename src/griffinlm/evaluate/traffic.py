@@ -1,0 +1,45 @@
+"""Bytes that a step must read from memory, whatever computes it."""
+
+import math
+
+import numpy as np
+
+from griffinlm.checkpoint import Checkpoint
+from griffinlm.config import ModelConfig
+from griffinlm.executor import Engine
+from griffinlm.state import ARRAY_TYPES, block_layout
+
+EMBEDDING = "embedding.weight"
+
+
+def weight_bytes(checkpoint: Checkpoint, engine: Engine, is_packed: bool) -> int:
+    """Bytes of all parameters as the engine reads them; the embedding is the head, so it counts once.
+
+    Args:
+        is_packed: whether the engine multiplies with quantized weights as they are stored.
+    """
+    if is_packed and checkpoint.quantization is not None:
+        return checkpoint.num_bytes
+    return checkpoint.config.num_parameters * ARRAY_TYPES[engine.precision].itemsize
+
+
+def embedding_row_bytes(checkpoint: Checkpoint, engine: Engine, is_packed: bool) -> int:
+    """Bytes of one token's row of the embedding; `is_packed` as in `weight_bytes`."""
+    config = checkpoint.config
+    if is_packed and checkpoint.quantization is not None:
+        format = checkpoint.quantization.recipe.format_of(EMBEDDING, config.parameter_shapes()[EMBEDDING])
+        if format.is_quantized:
+            arrays = format.arrays(1, config.width)
+            return sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in arrays)
+    return config.width * ARRAY_TYPES[engine.precision].itemsize
+
+
+def state_read_bytes(config: ModelConfig, engine: Engine, position: int) -> int:
+    """Bytes of one row's state that hold something after `position` tokens: of rings only the slots in use."""
+    capacity = max(1, position) if config.needs_capacity else None
+    total = 0
+    for name, array in block_layout(config, 1, capacity, engine.window_dtype, engine.precision).items():
+        is_ring = not name.endswith((".hidden", ".convolution"))
+        num_slots = array.shape[1]
+        total += array.nbytes * min(position, num_slots) // num_slots if is_ring else array.nbytes
+    return total
