@@ -9,7 +9,7 @@ from griffinlm.quantization import FLOAT32, Format
 ACCURACY_INT8 = 4
 """MatMulNBits multiplies integers: activations become int8, a scale for every block of a row's channels."""
 
-LARGEST_PART_BYTES = 64 << 20
+LARGEST_PART_BYTES = 16 << 20
 """ONNX Runtime lays weights out anew one initializer after another, so this bounds what is held twice while loading."""
 
 SMALLEST_SCALE = 1e-30
