@@ -6,25 +6,36 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from safetensors.numpy import load_file, save_file
 from tolerances import assert_agree
 
-from griffinlm.checkpoint import CheckpointError, initial_tensors, open_checkpoint, write_checkpoint
+from griffinlm.checkpoint import (
+    CheckpointError,
+    initial_tensors,
+    open_checkpoint,
+    write_checkpoint,
+    write_quantized,
+)
 from griffinlm.config import ModelConfig
 from griffinlm.edge import engine as engine_module
 from griffinlm.edge import memory
 from griffinlm.edge.engine import OnnxEngine, activation_levels, build_engine, new_session, num_threads
-from griffinlm.edge.graph import BuiltGraph
+from griffinlm.edge.graph import BuiltGraph, Graph
+from griffinlm.edge.linear import Linears
 from griffinlm.edge.memory import NotEnoughMemoryError
 from griffinlm.edge.model import build_graph
 from griffinlm.errors import GriffinError
 from griffinlm.model.engine import build_engine as build_torch_engine
+from griffinlm.quantization import RECIPES
 
-from .models import CONFIGS, Engines, assert_same_state, read, write_model
+from .models import CONFIGS, Engines, assert_same_state, config_of, read, write_model
 
 GRIFFIN = CONFIGS["Griffin"]
 TINY = ModelConfig.preset("tiny-griffin")
+PUBLISHED = dataclasses.replace(TINY, recurrent=dataclasses.replace(TINY.recurrent, num_gate_blocks=2))
+"""Such as every format can hold."""
 
 
 def assert_equal_to_torch(path: Path, config: ModelConfig | None = None, weights: str = "float32") -> None:
@@ -41,8 +52,8 @@ def assert_equal_to_torch(path: Path, config: ModelConfig | None = None, weights
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("format", ["griffinlm", "huggingface", "deepmind"])
 def test_every_container_and_type_of_weights_runs(format, dtype, tmp_path: Path):
-    write_checkpoint(TINY, initial_tensors(TINY, 0), tmp_path / "model", format, dtype=dtype)
-    assert_equal_to_torch(tmp_path / "model", TINY)
+    write_checkpoint(PUBLISHED, initial_tensors(PUBLISHED, 0), tmp_path / "model", format, dtype=dtype)
+    assert_equal_to_torch(tmp_path / "model", PUBLISHED)
 
 
 @pytest.mark.parametrize("weights", ["float32", "int4", "int8"])
@@ -178,19 +189,27 @@ def test_either_number_of_levels_equals_torch(levels: int, tmp_path: Path):
     assert_agree(read(pair.executor(2), [0, 1], tokens, [1] * 40), logits, *pair.row)
 
 
-def test_full_scale_weights_and_activations_do_not_saturate(tmp_path: Path):
-    """All weights of a column and all inputs at their largest: the sums of pairs that would be cut."""
-    config = dataclasses.replace(CONFIGS["Hawk"], width=64, mlp_hidden=64, num_layers=1)
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("levels", [63, 127])
+def test_largest_activations_times_largest_weights_are_exact(levels: int, sign: float, tmp_path: Path):
+    """Every product of a sum is the largest there is, so that pairs of them pass 16 bits if any do."""
+    if levels > activation_levels():
+        pytest.skip("this processor adds pairs of products in 16 bits")
+    config, name = config_of("Hawk", 1, width=64), "layers.0.mlp.up.weight"
     tensors = dict(initial_tensors(config, 0))
-    for name in ("layers.0.mlp.up.weight", "layers.0.mlp.gate.weight", "layers.0.mlp.down.weight"):
-        tensors[name] = np.full_like(tensors[name], 0.25)
-    tensors["layers.0.mlp_norm.scale"] += 1.0
+    tensors[name] = np.full_like(tensors[name], sign)
     write_checkpoint(config, tensors.items(), tmp_path / "model", "griffinlm")
-    from griffinlm.checkpoint import write_quantized
-    from griffinlm.quantization import RECIPES
-
     write_quantized(open_checkpoint(tmp_path / "model"), RECIPES["int8"], tmp_path / "int8")
-    assert_equal_to_torch(tmp_path / "int8", weights="int8")
+    checkpoint, graph = open_checkpoint(tmp_path / "int8"), Graph()
+    product = Linears(graph, checkpoint, levels).product(graph.input("x", "float32", ["rows", 64]), name)
+    graph.output("y", product, "float32", ["rows", config.mlp_hidden])
+    built = graph.build("product")
+    numbers = [node for node in built.proto.graph.initializer if node.data_type == onnx.TensorProto.UINT8]
+    largest = int(onnx.numpy_helper.to_array(numbers[0])) + levels
+    assert largest <= (127 if levels == 63 else 255)
+    x = np.array([[3.0] * 64, [-0.01] * 64], np.float32)
+    (found,) = new_session(built, checkpoint, 1).run(None, {"x": x})
+    np.testing.assert_allclose(found, x.sum(axis=1, keepdims=True) * np.full((2, 17), sign), rtol=1e-6)
 
 
 def test_threads_are_those_asked_for_or_one_a_core():

@@ -128,20 +128,25 @@ class Linears:
             graph.weight(name, self._stored(name)),
             graph.weight(name + SCALES, self._stored(name + SCALES)),
         )
-        one, middle = graph.constant(1.0), graph.constant(128, np.uint8)
-        out = graph.node("MatMulIntegerToFloat", rounded, weight, one, scales, middle, domain=MICROSOFT)
+        one = graph.constant(1.0)
+        out = graph.node("MatMulIntegerToFloat", rounded, weight, one, scales, self._middle, domain=MICROSOFT)
         out = graph.node("Mul", out, scale)
         return graph.node("Add", out, bias) if bias else out
 
+    @property
+    def _middle(self) -> str:
+        """What stands for zero: with 63 levels the numbers are 1 to 127, and two products with int8 fit 16 bits."""
+        return self._graph.constant(self._levels + 1, np.uint8)
+
     def _rounded_rows(self, x: str) -> tuple[str, str]:
-        """x [M, K] as uint8 around 128, and the scale of each row [M, 1]; linears that share an input share these."""
+        """x [M, K] as uint8 around the middle, and the scale of each row [M, 1]; linears of one input share these."""
         if x not in self._rounded:
             graph = self._graph
             largest = graph.node("ReduceMax", graph.node("Abs", x), graph.constant([-1], np.int64), keepdims=1)
             scale = graph.node("Mul", largest, graph.constant(1.0 / self._levels))
             scale = graph.node("Max", scale, graph.constant(SMALLEST_SCALE))
             flat = graph.node("Squeeze", scale, graph.constant([1], np.int64))
-            middle = graph.node("Expand", graph.constant(128, np.uint8), graph.node("Shape", flat))
+            middle = graph.node("Expand", self._middle, graph.node("Shape", flat))
             self._rounded[x] = graph.node("QuantizeLinear", x, flat, middle, axis=0), scale
         return self._rounded[x]
 
