@@ -11,27 +11,29 @@ from tolerances import assert_agree
 
 import griffinlm
 from griffinlm import GriffinError, State
-from griffinlm.checkpoint import initial_tensors, open_checkpoint, write_checkpoint
+from griffinlm.checkpoint import initial_tensors, open_checkpoint, write_checkpoint, write_quantized
 from griffinlm.loading import find_model
+from griffinlm.quantization import RECIPES
 
 IDS = [5, 80, 81, 7, 100, 258, 3, 9, 9, 60, 11, 12, 90]
 
 
-@pytest.fixture(scope="module")
-def model(tiny_model_directory):
-    return griffinlm.load(tiny_model_directory)
+@pytest.fixture(scope="module", params=["onnx", "torch"])
+def model(tiny_model_directory, request):
+    return griffinlm.load(tiny_model_directory, engine=request.param)
 
 
-@pytest.fixture(scope="module")
-def gemma(tmp_path_factory):
+@pytest.fixture(scope="module", params=["onnx", "torch"])
+def gemma(tmp_path_factory, request):
     config = griffinlm.ModelConfig.preset("tiny-gemma")
     path = tmp_path_factory.mktemp("gemma") / "model"
     write_checkpoint(config, initial_tensors(config, 0), path, "griffinlm")
-    return griffinlm.load(path)
+    return griffinlm.load(path, engine=request.param)
 
 
 def same(a: State, b: State) -> bool:
-    return all(x.tobytes() == y.tobytes() for x, y in zip(a.arrays().values(), b.arrays().values(), strict=True))
+    one, other = a.arrays(), b.arrays()
+    return one.keys() == other.keys() and all(one[name].tobytes() == other[name].tobytes() for name in one)
 
 
 def close(found, expected) -> None:
@@ -227,16 +229,62 @@ def test_the_state_has_the_same_size_at_every_length(model):
     assert sizes == {model.new_state().nbytes}
 
 
-def test_every_window_type_goes_on_as_uninterrupted(tiny_model_directory, tmp_path):
-    for window_dtype in ("float16", "bfloat16"):
-        model = griffinlm.load(tiny_model_directory, window_dtype=window_dtype)
-        whole = model.generate(IDS, max_tokens=30, min_tokens=30, seed=1)
-        first = model.generate(IDS, max_tokens=10, min_tokens=10, seed=1)
-        first.state.save(tmp_path / window_dtype)
-        loaded = State.load(tmp_path / window_dtype, model)
-        second = model.generate([], state=loaded, max_tokens=20, min_tokens=20, seed=1)
+@pytest.mark.parametrize(
+    ("engine", "window_dtype"),
+    [("onnx", "float16"), ("onnx", "int8"), ("torch", "float16"), ("torch", "bfloat16")],
+)
+def test_every_window_type_goes_on_as_uninterrupted(tiny_model_directory, tmp_path, engine, window_dtype):
+    model = griffinlm.load(tiny_model_directory, engine=engine, window_dtype=window_dtype)
+    whole = model.generate(IDS, max_tokens=30, min_tokens=30, seed=1)
+    first = model.generate(IDS, max_tokens=10, min_tokens=10, seed=1)
+    first.state.save(tmp_path / "state")
+    loaded = State.load(tmp_path / "state", model)
+    second = model.generate([], state=loaded, max_tokens=20, min_tokens=20, seed=1)
+    assert first.token_ids + second.token_ids == whole.token_ids
+    wide = griffinlm.load(tiny_model_directory)
+    assert first.state.nbytes < wide.new_state().nbytes
+    with pytest.raises(GriffinError, match="window_dtype"):
+        State.load(tmp_path / "state", wide)
+
+
+@pytest.mark.parametrize("window_dtype", ["float32", "float16"])
+def test_a_saved_conversation_goes_on_with_the_other_engine(tiny_model_directory, tmp_path, window_dtype):
+    models = [griffinlm.load(tiny_model_directory, engine=e, window_dtype=window_dtype) for e in ("onnx", "torch")]
+    assert models[0].identity.fingerprint == models[1].identity.fingerprint
+    for one, other in (models, models[::-1]):
+        whole = one.generate("the cat", max_tokens=40, min_tokens=40, seed=3)
+        first = one.generate("the cat", max_tokens=13, min_tokens=13, seed=3)
+        first.state.save(tmp_path / "state")
+        loaded = State.load(tmp_path / "state", other)
+        assert same(loaded, first.state)
+        second = other.generate("", state=loaded, max_tokens=27, min_tokens=27, seed=3)
         assert first.token_ids + second.token_ids == whole.token_ids
-        assert first.state.nbytes < griffinlm.load(tiny_model_directory).new_state().nbytes
+
+
+@pytest.mark.parametrize("engine", ["onnx", "torch"])
+def test_a_quantized_directory_runs_and_keeps_its_own_states(tiny_model_directory, tmp_path, engine):
+    original = open_checkpoint(tiny_model_directory)
+    write_quantized(original, RECIPES["int4"], tmp_path / "int4")
+    narrow = griffinlm.load(tmp_path / "int4", engine=engine)
+    first = narrow.generate("the cat", max_tokens=10, min_tokens=10, seed=3)
+    whole = narrow.generate("the cat", max_tokens=30, min_tokens=30, seed=3)
+    first.state.save(tmp_path / "state")
+    second = narrow.generate("", state=State.load(tmp_path / "state", narrow), max_tokens=20, min_tokens=20, seed=3)
+    assert first.token_ids + second.token_ids == whole.token_ids
+    with pytest.raises(GriffinError, match="belongs to another model: weights"):
+        State.load(tmp_path / "state", griffinlm.load(tiny_model_directory))
+
+
+def test_quantized_on_load_equals_the_quantized_directory(tiny_model_directory, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_quantized(open_checkpoint(tiny_model_directory), RECIPES["int8"], tmp_path / "int8")
+    stored = griffinlm.load(tmp_path / "int8")
+    for _ in range(2):
+        quantized = griffinlm.load(tiny_model_directory, weights="int8")
+        assert quantized.identity.fingerprint == stored.identity.fingerprint
+        np.testing.assert_array_equal(quantized.forward([IDS])[0], stored.forward([IDS])[0])
+    with pytest.raises(GriffinError, match=r"weights is 'int4'; .* holds int8-channel"):
+        griffinlm.load(tmp_path / "int8", weights="int4")
 
 
 def test_bfloat16_weights_run_and_keep_their_own_states(tiny_model_directory, model):

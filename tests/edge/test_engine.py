@@ -137,7 +137,7 @@ def test_a_graph_that_cannot_run_is_refused_in_one_line(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(engine_module, "build_graph", broken)
     checkpoint = write_model(GRIFFIN, tmp_path)
-    with pytest.raises(CheckpointError, match="ONNX Runtime cannot load the model: .*NoSuchOperator") as caught:
+    with pytest.raises(CheckpointError, match=r"ONNX Runtime cannot load the model: .*NoSuchOperator") as caught:
         build_engine(checkpoint, "float32", 1)
     assert str(caught.value).isprintable()
 

@@ -24,17 +24,15 @@ def test_packed_documents_equal_the_same_documents_alone(case, lengths, call_tok
     tokens = case.engines.tokens(1, sum(lengths))
     positions = np.concatenate([np.arange(length) for length in lengths])[None]
     cut = data.draw(st.integers(0, tokens.shape[1] - 1))
-    packed, parts = case.executor(), []
+    packed, parts = case.executor(), (np.s_[:, :cut], np.s_[:, cut:])
     with small_calls(call_tokens):
-        for part in (np.s_[:, :cut], np.s_[:, cut:]):
-            if tokens[part].size:
-                parts.append(packed.prefill([2], tokens[part], positions[part], "all"))
+        found = [packed.prefill([2], tokens[part], positions[part], "all") for part in parts if tokens[part].size]
     alone, start, expected = case.executor(), 0, []
     for length in lengths:
         alone.release(0)
         expected.append(alone.prefill([0], tokens[:, start : start + length], None, "all"))
         start += length
-    case.assert_agree(np.concatenate(parts, axis=1), np.concatenate(expected, axis=1))
+    case.assert_agree(np.concatenate(found, axis=1), np.concatenate(expected, axis=1))
     assert_same_state(packed.export_state(2), alone.export_state(0), case.engines.row)
 
 

@@ -1,0 +1,164 @@
+"""The states of an executor's slots: rows of arrays that the graph reads where they lie."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from griffinlm.config import ModelConfig
+from griffinlm.edge.memory import require_memory
+from griffinlm.executor import ExecutorError
+from griffinlm.state import NOTHING_PENDING, block_layout
+
+FEWEST_RING_SLOTS = 64
+
+
+class Mark(NamedTuple):
+    """A slot's state at one moment."""
+
+    arrays: dict[str, np.ndarray]
+    num_tokens: int
+
+
+class SlotStates:
+    """One row of every state array for each slot.
+
+    Rings are as long as the longest document read so far needs, and grow by doubling up to their full size: the graph
+    reads all of a ring, so short conversations are faster and take less memory. Slot numbers are the caller's; the rows
+    behind them move, so that rows that run together lie together.
+    """
+
+    def __init__(
+        self, config: ModelConfig, num_slots: int, capacity: int | None, window_dtype: str, precision: str
+    ) -> None:
+        """Raises NotEnoughMemoryError where the states at their full size would not fit."""
+        self._layout = block_layout(config, num_slots, capacity, window_dtype, precision)
+        require_memory(sum(spec.nbytes for spec in self._layout.values()), f"the state of {num_slots} conversations")
+        self.rings = {
+            name: spec.shape[1] for name, spec in self._layout.items() if not name.endswith((".hidden", ".convolution"))
+        }
+        """The full number of slots of every ring, by the array's name."""
+        self.arrays: dict[str, np.ndarray] = {}
+        self.num_tokens = np.zeros(num_slots, np.int64)
+        self._row_of = np.arange(num_slots)
+        self._num_held = 0
+        for name, spec in self._layout.items():
+            if name not in self.rings:
+                self.arrays[name] = np.zeros(spec.shape, spec.dtype)
+        self.hold(1)
+
+    def hold(self, num_tokens: int) -> bool:
+        """Makes rings long enough for documents of `num_tokens`; whether arrays were replaced for that."""
+        longest = max(self.rings.values(), default=0)
+        if min(num_tokens, longest) <= self._num_held:
+            return False
+        self._num_held = min(longest, max(num_tokens, 2 * self._num_held, FEWEST_RING_SLOTS))
+        for name, num_slots in self.rings.items():
+            spec, old = self._layout[name], self.arrays.get(name)
+            shape = spec.shape[0], min(num_slots, self._num_held), *spec.shape[2:]
+            if old is None or old.shape != shape:
+                self.arrays[name] = np.zeros(shape, spec.dtype)
+                if old is not None:
+                    self.arrays[name][:, : old.shape[1]] = old
+        return True
+
+    def arrange(self, slots: Sequence[int], num_rows: int) -> tuple[int, np.ndarray]:
+        """First row of the slots, and the place of each from there; moves states only where rows have gaps."""
+        assert len(set(slots)) == len(slots) == num_rows, "one row for each of different slots"
+        rows = self._row_of[list(slots)]
+        first = int(rows.min())
+        if rows.max() - first + 1 == len(rows):
+            return first, rows - first
+        for row, slot in enumerate(slots):
+            self._swap_rows(row, int(self._row_of[slot]))
+        return 0, np.arange(len(rows))
+
+    def keep(self, new: Mapping[str, np.ndarray], first: int, positions: np.ndarray) -> None:
+        """Writes what a call computed for the rows from `first` on.
+
+        Args:
+            new: by name, arrays after the call [rows, ...], of rings the new rows [rows, tokens, ...].
+            positions: [rows, tokens], -1 for padding, which stands at the end of a row.
+        """
+        is_real = positions >= 0
+        rank = np.arange(positions.shape[1])
+        last = is_real.sum(axis=1) - 1
+        last_start = np.where(positions == 0, rank, -1).max(axis=1)
+        places: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        for name, array in self.arrays.items():
+            if name not in self.rings:
+                array[first : first + len(positions)] = new[name]
+                continue
+            num_slots = self.rings[name]
+            if num_slots not in places:
+                # What a later token overwrites, or makes invisible by starting a document, is left out.
+                kept = is_real & (rank > last[:, None] - num_slots) & (rank >= last_start[:, None])
+                row, column = np.nonzero(kept)
+                places[num_slots] = row, column
+            row, column = places[num_slots]
+            array[first + row, positions[row, column] % num_slots] = new[name][row, column]
+        read = np.flatnonzero(last >= 0)
+        self.num_tokens[first + read] = positions[read, last[read]] + 1
+
+    def mark(self, slot: int) -> Mark:
+        row = self._row_of[slot]
+        return Mark({name: array[row].copy() for name, array in self.arrays.items()}, int(self.num_tokens[row]))
+
+    def rollback(self, slot: int, mark: Mark) -> None:
+        row = self._row_of[slot]
+        for name, array in self.arrays.items():
+            old = mark.arrays[name]
+            # A ring may have grown since; what stands further on is never read.
+            array[row, : len(old)] = old
+        self.num_tokens[row] = mark.num_tokens
+
+    def exported(self, slot: int) -> dict[str, np.ndarray]:
+        """Copies of the arrays at full size, [1, ...], with zeros where nothing of the present document stands."""
+        row = self._row_of[slot]
+        num_tokens = int(self.num_tokens[row])
+        out: dict[str, np.ndarray] = {
+            "num_tokens": np.array([num_tokens], np.int64),
+            "pending": np.array([NOTHING_PENDING], np.int64),
+        }
+        for name, array in self.arrays.items():
+            spec = self._layout[name]
+            out[name] = np.zeros((1, *spec.shape[1:]), spec.dtype)
+            if name in self.rings:
+                out[name][0, :num_tokens] = array[row, :num_tokens]
+            elif name.endswith(".convolution"):
+                unread = max(0, array.shape[1] - num_tokens)
+                out[name][0, unread:] = array[row, unread:]
+            else:
+                out[name][0] = array[row]
+        return out
+
+    def fill(self, slot: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """Puts a state as `exported` gives it into a slot.
+
+        Raises:
+            ExecutorError: it has other shapes or types.
+        """
+        for name, spec in self._layout.items():
+            new = arrays[name]
+            if new.shape[1:] != spec.shape[1:] or new.dtype != spec.dtype:
+                found, allowed = f"{new.dtype}{list(new.shape[1:])}", f"{spec.dtype}{list(spec.shape[1:])}"
+                raise ExecutorError(f"a state's {name} is {found}; this executor's slots have {allowed}")
+        row, num_tokens = self._row_of[slot], int(arrays["num_tokens"][0])
+        self.hold(num_tokens)
+        for name, kept in self.arrays.items():
+            kept[row] = arrays[name][0, : kept.shape[1]] if name in self.rings else arrays[name][0]
+        self.num_tokens[row] = num_tokens
+
+    def release(self, slot: int) -> None:
+        row = self._row_of[slot]
+        for array in self.arrays.values():
+            array[row] = 0
+        self.num_tokens[row] = 0
+
+    def _swap_rows(self, one: int, other: int) -> None:
+        if one == other:
+            return
+        for array in (*self.arrays.values(), self.num_tokens):
+            array[[one, other]] = array[[other, one]]
+        slot_of = np.argsort(self._row_of)
+        self._row_of[slot_of[one]], self._row_of[slot_of[other]] = other, one
