@@ -4,6 +4,7 @@ import hashlib
 import json
 import operator
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral
 from typing import Any, Unpack, overload
 
 import numpy as np
@@ -118,11 +119,25 @@ class LanguageModel:
     def generate(self, prompt: str, *, state: State | None = None, **options: Unpack[Options]) -> Generation: ...
     @overload
     def generate(
-        self, prompt: Sequence[int] | Sequence[Prompt], *, state: State | None = None, **options: Unpack[Options]
+        self, prompt: str, *, state: State | None = None, num_answers: int, **options: Unpack[Options]
+    ) -> list[Generation]: ...
+    @overload
+    def generate(
+        self,
+        prompt: Sequence[int] | Sequence[Prompt],
+        *,
+        state: State | None = None,
+        num_answers: int | None = None,
+        **options: Unpack[Options],
     ) -> Any: ...
     def generate(
-        self, prompt: Prompt | Sequence[Prompt], *, state: State | None = None, **options: Unpack[Options]
-    ) -> Generation | list[Generation]:
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        *,
+        state: State | None = None,
+        num_answers: int | None = None,
+        **options: Unpack[Options],
+    ) -> Generation | list[Generation] | list[list[Generation]]:
         """Continues a prompt, or several side by side (one row of the state each); every answer is as if alone.
 
         Without a state the prompt begins with BOS; with one it goes on where the state stands, its pending token first.
@@ -130,15 +145,22 @@ class LanguageModel:
 
         Args:
             prompt: text, or a list of ids; or a list of these.
+            num_answers: gives that many answers to each prompt, which is read once, as a list. With a seed, answer i is
+                the one that seed + i gives alone.
             options: max_tokens (256), min_tokens, stop, log_probabilities, capacity, and the fields of
                 `SamplingParameters`.
         """
         several = isinstance(prompt, list | tuple) and len(prompt) > 0 and isinstance(prompt[0], str | list | tuple)
         prompts: Sequence[Any] = prompt if several else [prompt]
-        answers = self._answers(prompts, state, options)
+        num_each = 1 if num_answers is None else _require_answers(num_answers)
+        answers = self._answers(prompts, state, options, num_each)
         for _ in answers.pieces():
             pass
-        return answers.results() if several else answers.results()[0]
+        found = answers.results()
+        if num_answers is None:
+            return found if several else found[0]
+        each = [found[start : start + num_each] for start in range(0, len(found), num_each)]
+        return each if several else each[0]
 
     def stream(self, prompt: Prompt, *, state: State | None = None, **options: Unpack[Options]) -> "Stream":
         """Pieces of text as they are written, joined the text of `generate`; then `.generation` is the whole."""
@@ -168,7 +190,9 @@ class LanguageModel:
             found.append(chosen - log_normaliser(logits[0]))
         return np.concatenate(found) if found else np.zeros(0)
 
-    def _answers(self, prompts: Sequence[Prompt], state: State | None, options: Options) -> Answers:
+    def _answers(
+        self, prompts: Sequence[Prompt], state: State | None, options: Options, num_answers: int = 1
+    ) -> Answers:
         checked = GenerationOptions.of(options)
         if checked.stop and self._tokenizer is None:
             raise GenerationError("stop strings need a tokenizer, which this model does not have")
@@ -182,8 +206,12 @@ class LanguageModel:
             self._prompt_ids(prompt, one, row) for row, (prompt, one) in enumerate(zip(prompts, states, strict=True))
         ]
         room = max(checked.capacity or 0, max(len(one) for one in ids) + checked.max_tokens)
-        executor = self.engine.executor(len(ids), self._capacity(state, room))
-        return Answers(executor, ids, states, checked, self._tokenizer, lambda arrays: State(arrays, self.identity))
+        executor = self.engine.executor(len(ids) * num_answers, self._capacity(state, room))
+
+        def make_state(arrays: dict[str, np.ndarray]) -> State:
+            return State(arrays, self.identity)
+
+        return Answers(executor, ids, states, checked, self._tokenizer, make_state, num_answers)
 
     def _prompt_ids(self, prompt: Prompt, state: State | None, row: int) -> list[int]:
         pending = [] if state is None or state.pending[0] == NOTHING_PENDING else [int(state.pending[0])]
@@ -261,6 +289,12 @@ def _whole_numbers(prompt: Any) -> list[int]:
         return [operator.index(token) for token in prompt]
     except TypeError as error:
         raise GenerationError(f"a prompt is {type(prompt).__name__}; it must be text or a list of token ids") from error
+
+
+def _require_answers(num_answers: Any) -> int:
+    if isinstance(num_answers, bool) or not isinstance(num_answers, Integral) or num_answers < 1:
+        raise GenerationError(f"num_answers is {num_answers!r}; it must be a whole number, 1 or above")
+    return int(num_answers)
 
 
 def _model_digest(config: ModelConfig, weights_digest: str) -> str:

@@ -1,6 +1,5 @@
 """The onnx engine: the weights of a model in one ONNX Runtime session."""
 
-import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from griffinlm.edge.executor import OnnxExecutor
 from griffinlm.edge.graph import BuiltGraph
 from griffinlm.edge.memory import require_memory
 from griffinlm.edge.model import EMBEDDING, build_graph
+from griffinlm.edge.threads import num_threads
 
 WINDOW_DTYPES = ("float32", "float16", "int8")
 WORKING_BYTES = 150 << 20
@@ -77,13 +77,6 @@ def new_session(built: BuiltGraph, checkpoint: Checkpoint, threads: int | None) 
     except Exception as error:  # the library's own classes derive from nothing narrower
         words = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{checkpoint.path}: ONNX Runtime cannot load the model: {words}") from error
-
-
-def num_threads(threads: int | None) -> int:
-    """Threads of one call: as many as this process may use cores, where not said."""
-    if threads is not None:
-        return threads
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def activation_levels() -> int:

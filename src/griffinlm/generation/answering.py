@@ -1,7 +1,7 @@
 """Answers to prompts: requests to a scheduler, their tokens back to text."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from numbers import Integral
 from typing import Any, TypedDict
 
@@ -89,13 +89,17 @@ class GenerationOptions:
 
 
 class Answers:
-    """The answers to several prompts, written side by side on one executor.
+    """The answers to several prompts, written side by side on one executor. Each prompt is read once.
 
     Args:
-        executor: one slot a prompt, all empty.
+        executor: slots, all empty.
         prompts: ids to read, the pending token of a state first.
         states: where each conversation stands; None is its beginning.
         make_state: turns the arrays of one row into a State of the model.
+        num_answers: to each prompt; where a seed is given, each has one of its own, counted on from it.
+
+    Raises:
+        SamplingError: the last of the seeds is out of range.
     """
 
     def __init__(
@@ -106,47 +110,48 @@ class Answers:
         options: GenerationOptions,
         tokenizer: Tokenizer | None,
         make_state: Callable[[dict[str, np.ndarray]], State],
+        num_answers: int = 1,
     ) -> None:
         self._scheduler = Scheduler(executor, lambda ids: np.asarray([ids], np.int64))
         self._make_state = make_state
         self._completions: dict[Request, Completion] = {}
         self._results: dict[Request, Generation] = {}
-        end_ids = frozenset() if tokenizer is None else tokenizer.end_ids
         for prompt, state in zip(prompts, states, strict=True):
-            read = 0 if state is None else int(state.num_tokens[0])
-            sampler = Sampler(
-                options.sampling,
-                prompt,
-                first_position=read + len(prompt),
-                end_ids=end_ids,
-                min_tokens=options.min_tokens,
-                num_choices=None if tokenizer is None else tokenizer.vocab_size,
-                num_alternatives=options.log_probabilities,
-            )
-            arrays = None if state is None else state.arrays()
-            request = Request(prompt, sampler, options.max_tokens, end_ids, arrays)
-            stream = None if tokenizer is None else tokenizer.stream()
-            self._completions[request] = Completion(stream, StopStrings(options.stop), sampler)
-            self._scheduler.submit(request)
+            requests = []
+            for index in range(num_answers):
+                sampler = _sampler(options, index, prompt, state, tokenizer)
+                stream = None if tokenizer is None else tokenizer.stream()
+                arrays = None if state is None else state.arrays()
+                requests.append(Request(prompt, sampler, options.max_tokens, _end_ids(tokenizer), arrays))
+                self._completions[requests[-1]] = Completion(stream, StopStrings(options.stop), sampler)
+            self._scheduler.submit_group(requests)
 
     def pieces(self) -> Iterator[tuple[int, str]]:
-        """Runs to the end; gives text as it is set free, with the index of its prompt."""
+        """Runs to the end; gives text as it is set free, with the index of its answer in `results`.
+
+        Raises:
+            GriffinError: a prompt, state or logits are not what they must be.
+        """
         index = {request: i for i, request in enumerate(self._completions)}
         while self._scheduler.busy:
             for event in self._scheduler.step():
+                if event.error is not None:
+                    raise event.error
+                assert event.token is not None, "without time limits every event but an error has a token"
                 completion = self._completions[event.request]
-                piece, stopped = completion.push(event)
+                piece, stopped = completion.push(event.token, event.finish_reason is not None)
                 reason: FinishReason | None = "stop" if stopped else event.finish_reason
                 if reason is not None:
-                    arrays = event.state or self._scheduler.cancel(event.request)
-                    assert arrays is not None
-                    state = self._make_state(with_last_pending(arrays, event.token))
+                    remainder = event.remainder or self._scheduler.cancel(event.request)
+                    assert remainder is not None
+                    assert remainder.state is not None
+                    state = self._make_state(with_last_pending(remainder.state, event.token))
                     self._results[event.request] = completion.result(reason, state)
                 if piece:
                     yield index[event.request], piece
 
     def results(self) -> list[Generation]:
-        """The answers in the order of the prompts, once `pieces` has run to its end.
+        """The answers in the order of the prompts, those to one side by side, once `pieces` has run to its end.
 
         Raises:
             GenerationError: it was stopped before.
@@ -154,3 +159,25 @@ class Answers:
         if len(self._results) < len(self._completions):
             raise GenerationError("the answer was not written to its end, so it has no result")
         return [self._results[request] for request in self._completions]
+
+
+def _end_ids(tokenizer: Tokenizer | None) -> frozenset[int]:
+    return frozenset() if tokenizer is None else tokenizer.end_ids
+
+
+def _sampler(
+    options: GenerationOptions, index: int, prompt: list[int], state: State | None, tokenizer: Tokenizer | None
+) -> Sampler:
+    """That of one of several answers to a prompt."""
+    parameters = options.sampling
+    if parameters.seed is not None:
+        parameters = replace(parameters, seed=parameters.seed + index)
+    return Sampler(
+        parameters,
+        prompt,
+        first_position=len(prompt) + (0 if state is None else int(state.num_tokens[0])),
+        end_ids=_end_ids(tokenizer),
+        min_tokens=options.min_tokens,
+        num_choices=None if tokenizer is None else tokenizer.vocab_size,
+        num_alternatives=options.log_probabilities,
+    )

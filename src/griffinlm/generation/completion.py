@@ -1,9 +1,10 @@
 """From tokens to the answer a person reads: streamed text, stop strings, the result."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from griffinlm.generation.request import FinishReason, TokenEvent
+from griffinlm.generation.request import FinishReason
 from griffinlm.generation.sampling import Sampler, TokenLogProbability
 from griffinlm.state import State
 from griffinlm.text import StopStrings, TextStream
@@ -35,15 +36,15 @@ class Completion:
     token_ids: list[int] = field(default_factory=list)
     log_probabilities: list[TokenLogProbability] = field(default_factory=list)
 
-    def push(self, event: TokenEvent) -> tuple[str, bool]:
+    def push(self, token: int, is_last: bool) -> tuple[str, bool]:
         """The text that this token sets free, and whether a stop string ended the answer here."""
-        self.token_ids.append(event.token)
+        self.token_ids.append(token)
         if self.sampler.latest is not None:
             self.log_probabilities.append(self.sampler.latest)
         piece, stopped = "", False
         if self.stream is not None:
-            piece, stopped = self.stops.push(self.stream.push(event.token))
-            if event.finish_reason is not None and not stopped:
+            piece, stopped = self.stops.push(self.stream.push(token))
+            if is_last and not stopped:
                 rest, stopped = self.stops.push(self.stream.finish())
                 piece += rest if stopped else rest + self.stops.finish()
         self.pieces.append(piece)
@@ -54,7 +55,7 @@ class Completion:
         return Generation("".join(self.pieces), self.token_ids, finish_reason, state, logs)
 
 
-def with_last_pending(arrays: dict[str, Any], token: int) -> dict[str, Any]:
+def with_last_pending(arrays: Mapping[str, Any], token: int) -> dict[str, Any]:
     """The arrays of a state of one row whose last sampled token has not been read."""
     pending = arrays["pending"].copy()
     pending[0] = token

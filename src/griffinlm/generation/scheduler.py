@@ -1,102 +1,312 @@
 """Requests join and leave the slots of an executor at every step. Knows token ids and slot numbers, nothing else."""
 
-from collections import deque
+import heapq
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
-from griffinlm.generation.request import FinishReason, Request, TokenEvent
-
-PREFILL_CHUNK_TOKENS = 512
+from griffinlm.errors import GriffinError
+from griffinlm.generation.pace import WHOLE_CHUNK_TOKENS, Pace
+from griffinlm.generation.queue import Group, QueueFullError, ReadPrompt, Turn, most_urgent
+from griffinlm.generation.request import FinishReason, Remainder, Request, RequestError, TokenEvent
 
 
 @dataclass(eq=False)
-class _Running:
+class _Writing:
     request: Request
     slot: int
-    num_read: int = 0
-    """Tokens of the prompt that the model has read."""
-    num_generated: int = 0
+    num_written: int = 0
     last_token: int = -1
 
 
 class Scheduler:
-    """Runs requests in the order they came, as many at a time as there are slots.
+    """Runs requests, as many at a time as there are slots. Nothing is ever taken back from one that has a slot.
 
     Args:
         executor: an `griffinlm.executor.Executor`, used by this scheduler alone.
         make_chunk: turns a list of ids into what the executor's `prefill` takes as tokens of one row.
+        max_waiting: requests that may wait beyond those for which slots are free; None is no limit.
+        clock: seconds that never go back.
     """
 
-    def __init__(self, executor: Any, make_chunk: Any) -> None:
+    def __init__(
+        self,
+        executor: Any,
+        make_chunk: Callable[[list[int]], Any],
+        max_waiting: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._executor = executor
         self._make_chunk = make_chunk
-        self._free = deque(range(executor.num_slots))
-        self._waiting: deque[Request] = deque()
-        self._running: dict[Request, _Running] = {}
+        self._max_waiting = max_waiting
+        self._clock = clock
+        self._order = count()
+        self._pace = Pace()
+        self._free = list(range(executor.num_slots))
+        self._deadlines: dict[Request, float | None] = {}
+        """Of every request that has not ended."""
+        self._waiting: list[Group] = []
+        self._reading: list[Group] = []
+        self._writing: dict[Request, _Writing] = {}
 
     @property
     def busy(self) -> bool:
-        return bool(self._waiting or self._running)
+        return bool(self._deadlines)
+
+    @property
+    def num_free_slots(self) -> int:
+        return len(self._free)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests without a slot; of those that share a prompt being read, all but one."""
+        waiting = sum(len(group.requests) for group in self._waiting)
+        return waiting + sum(len(group.requests) - 1 for group in self._reading)
 
     def submit(self, request: Request) -> None:
-        if not request.prompt:
-            raise ValueError("a request's prompt has no tokens; it needs at least one")
-        self._waiting.append(request)
+        """Takes a request on.
 
-    def cancel(self, request: Request) -> dict[str, Any] | None:
-        """Ends a request now; gives its state without the last token, None if it was still waiting."""
-        if request not in self._running:
-            self._waiting.remove(request)
+        Raises:
+            RequestError: it has no prompt, no token to write, or has been submitted and not ended.
+            QueueFullError: too many wait; it tells when a slot is expected to be free.
+        """
+        self.submit_group([request])
+
+    def submit_group(self, requests: Sequence[Request]) -> None:
+        """Takes requests on that have one prompt, state and priority between them; the prompt is read once.
+
+        Each begins as it finds a slot, the first where the prompt was read. All are taken, or none.
+
+        Raises:
+            RequestError, QueueFullError: as for `submit`.
+        """
+        self._check(requests)
+        self._require_room(len(requests))
+        arrival = self._now()
+        self._waiting.append(Group(list(requests), arrival))
+        for request in requests:
+            timeout = request.timeout_seconds
+            self._deadlines[request] = None if timeout is None else arrival.seconds + timeout
+
+    def cancel(self, request: Request) -> Remainder | None:
+        """Ends a request now, wherever it stands; None where it has ended before.
+
+        `request.resumed(remainder)`, submitted here or elsewhere, goes on as if it had never stopped.
+        """
+        if request not in self._deadlines:
             return None
-        return self._retire(self._running[request])
+        del self._deadlines[request]
+        if request in self._writing:
+            return self._stop_writing(self._writing[request])
+        group = next(group for group in (*self._waiting, *self._reading) if request in group.requests)
+        group.requests.remove(request)
+        if group in self._waiting:
+            if not group.requests:
+                self._waiting.remove(group)
+            return Remainder(request.state, list(group.prompt), 0)
+        remainder = Remainder(self._executor.export_state(group.slot), group.prompt[group.num_read :], 0)
+        if not group.requests:
+            self._reading.remove(group)
+            self._release(group.slot)
+        return remainder
 
     def step(self) -> list[TokenEvent]:
-        """Reads one chunk of every prompt still unread and one token of every other request."""
-        self._admit()
-        decoding = [r for r in self._running.values() if r.num_generated]
-        events = []
-        for running in [r for r in self._running.values() if not r.num_generated]:
-            logits = self._read_chunk(running)
-            if logits is not None:
-                events.append(self._take(running, logits))
-        if decoding:
-            logits = self._executor.step([r.slot for r in decoding], [r.last_token for r in decoding])
-            events += [self._take(running, row) for running, row in zip(decoding, logits, strict=True)]
+        """Gives free slots to those that wait, reads on in prompts, and writes one token of every other request.
+
+        A request's faults end it alone, with an event. Errors of the executor that are nobody's fault are raised.
+        """
+        events = self._end_late()
+        writing = list(self._writing.values())
+        events += self._admit()
+        events += self._read_one() if writing else self._read_all()
+        if writing:
+            events += self._write(writing)
         return events
 
-    def _admit(self) -> None:
-        while self._waiting and self._free:
-            request = self._waiting.popleft()
-            slot = self._free.popleft()
-            if request.state is not None:
-                self._executor.import_state(slot, request.state)
-            self._running[request] = _Running(request, slot)
+    def expected_seconds(self) -> float | None:
+        """Seconds until a slot is free if answers run to their `max_tokens`; None while no step has been measured."""
+        if self._free:
+            return 0.0
+        step_seconds = self._pace.round_seconds(bool(self._reading))
+        if step_seconds is None:
+            return None
+        now = self._clock()
+        found = []
+        for row in self._writing.values():
+            seconds = step_seconds * (row.request.max_tokens - row.num_written)
+            found.append(self._at_latest(row.request, seconds, now))
+        for group in self._reading:
+            num_chunks = -(-(len(group.prompt) - group.num_read) // self._pace.chunk_tokens)
+            request = group.requests[0]
+            seconds = step_seconds * (num_chunks * len(self._reading) + request.max_tokens)
+            found.append(self._at_latest(request, seconds, now))
+        return min(found)
 
-    def _read_chunk(self, running: _Running) -> Any:
-        """The logits after the prompt once it is read to its end, else None."""
-        prompt, first = running.request.prompt, running.num_read
-        running.num_read = min(first + PREFILL_CHUNK_TOKENS, len(prompt))
-        done = running.num_read == len(prompt)
-        chunk = self._make_chunk(prompt[first : running.num_read])
-        logits = self._executor.prefill([running.slot], chunk, None, "last" if done else "none")
-        return logits[0, 0] if done else None
+    def _at_latest(self, request: Request, seconds: float, now: float) -> float:
+        deadline = self._deadlines[request]
+        return seconds if deadline is None else min(seconds, max(0.0, deadline - now))
 
-    def _take(self, running: _Running, logits: Any) -> TokenEvent:
-        request = running.request
-        token = request.chooser.choose(logits)
-        running.last_token = token
-        running.num_generated += 1
+    def _check(self, requests: Sequence[Request]) -> None:
+        if not requests:
+            raise RequestError("there are no requests to submit; there must be at least one")
+        first = requests[0]
+        for place, request in enumerate(requests):
+            if not request.prompt:
+                raise RequestError("a request's prompt has no tokens; it needs at least one")
+            if request.max_tokens < 1:
+                raise RequestError(f"a request's max_tokens is {request.max_tokens}; it must be 1 or above")
+            if request in self._deadlines or request in requests[:place]:
+                raise RequestError("a request is submitted twice; it must end before it may be submitted again")
+            shared = request.prompt == first.prompt and request.state is first.state
+            if not shared or request.priority != first.priority:
+                raise RequestError("requests of a group differ in prompt, state or priority; they must share all three")
+
+    def _require_room(self, num_requests: int) -> None:
+        if self._max_waiting is None:
+            return
+        most = self._max_waiting + self._executor.num_slots
+        if num_requests > most:
+            raise RequestError(f"{num_requests} answers are asked for at once; at most {most} can be taken")
+        num_ahead = self.num_waiting - len(self._free)
+        if num_ahead + num_requests > self._max_waiting:
+            seconds = self.expected_seconds()
+            when = "it is not yet known when" if seconds is None else f"in {seconds:.1f} s"
+            raise QueueFullError(
+                f"{max(num_ahead, 0)} of {self._max_waiting} places in the queue are taken, {num_requests} more "
+                f"asked for; a slot is expected to be free {when}",
+                seconds,
+            )
+
+    def _end_late(self) -> list[TokenEvent]:
+        now = self._clock()
+        late = [request for request, deadline in self._deadlines.items() if deadline is not None and now >= deadline]
+        return [TokenEvent(request, None, "deadline", self.cancel(request)) for request in late]
+
+    def _admit(self) -> list[TokenEvent]:
+        events: list[TokenEvent] = []
+        while self._free and (group := self._next_waiting()) is not None:
+            slot = heapq.heappop(self._free)
+            if group.read_prompt is not None:
+                self._executor.import_state(slot, group.read_prompt.arrays)
+                events.append(self._begin(group, slot, group.read_prompt.logits))
+                if not group.requests:
+                    self._waiting.remove(group)
+                continue
+            self._waiting.remove(group)
+            group.slot = slot
+            try:
+                if group.state is not None:
+                    self._executor.import_state(slot, group.state)
+            except GriffinError as error:
+                events += self._give_up(group, error)
+                continue
+            group.turn = self._now()
+            self._reading.append(group)
+        return events
+
+    def _next_waiting(self) -> Group | None:
+        """One shared prompt at a time is being read or waits with its state, so that only one such state is held."""
+        is_sharing = any(len(group.requests) > 1 for group in self._reading)
+        is_sharing |= any(group.read_prompt is not None for group in self._waiting)
+        groups = (g for g in self._waiting if g.read_prompt is not None or len(g.requests) == 1 or not is_sharing)
+        return most_urgent(groups, self._clock())
+
+    def _read_one(self) -> list[TokenEvent]:
+        """Reads a chunk of one prompt, as long as those that write can bear."""
+        group = most_urgent(self._reading, self._clock())
+        if group is None:
+            return []
+        group.turn = self._now()
+        num_tokens = self._pace.chunk_tokens
+        is_whole = len(group.prompt) - group.num_read >= num_tokens
+        start = self._clock()
+        events = self._read_chunk(group, num_tokens)
+        if is_whole:
+            self._pace.read_chunk(self._clock() - start)
+        return events
+
+    def _read_all(self) -> list[TokenEvent]:
+        """Nobody is kept waiting: reads a whole chunk of every prompt."""
+        return [event for group in list(self._reading) for event in self._read_chunk(group, WHOLE_CHUNK_TOKENS)]
+
+    def _now(self) -> Turn:
+        return Turn(self._clock(), next(self._order))
+
+    def _read_chunk(self, group: Group, num_tokens: int) -> list[TokenEvent]:
+        first, end = group.num_read, min(group.num_read + num_tokens, len(group.prompt))
+        is_last = end == len(group.prompt)
+        chunk = self._make_chunk(group.prompt[first:end])
+        try:
+            logits = self._executor.prefill([group.slot], chunk, None, "last" if is_last else "none")
+        except GriffinError as error:
+            self._reading.remove(group)
+            return self._give_up(group, error)
+        group.num_read = end
+        if not is_last:
+            return []
+        self._reading.remove(group)
+        if len(group.requests) > 1:
+            group.read_prompt = ReadPrompt(self._executor.export_state(group.slot), logits[0, 0])
+            group.turn = group.arrival
+            self._waiting.append(group)
+        return [self._begin(group, group.slot, logits[0, 0])]
+
+    def _give_up(self, group: Group, error: GriffinError) -> list[TokenEvent]:
+        """All requests of a group end, since its prompt or state cannot be read."""
+        self._release(group.slot)
+        for request in group.requests:
+            del self._deadlines[request]
+        return [TokenEvent(request, None, "error", error=error) for request in group.requests]
+
+    def _begin(self, group: Group, slot: int, logits: Any) -> TokenEvent:
+        """The next request of the group writes its first token."""
+        row = _Writing(group.requests.pop(0), slot)
+        self._writing[row.request] = row
+        return self._take(row, logits)
+
+    def _write(self, rows: list[_Writing]) -> list[TokenEvent]:
+        start = self._clock()
+        try:
+            logits = self._executor.step([row.slot for row in rows], [row.last_token for row in rows])
+        except GriffinError as error:
+            if len(rows) == 1:
+                return [self._fail(rows[0], error)]
+            # Executors refuse before they compute, so each can be tried on its own, and who is at fault ends alone.
+            return [event for row in rows for event in self._write([row])]
+        self._pace.stepped(self._clock() - start)
+        return [self._take(row, row_logits) for row, row_logits in zip(rows, logits, strict=True)]
+
+    def _take(self, row: _Writing, logits: Any) -> TokenEvent:
+        request = row.request
+        try:
+            token = request.chooser.choose(logits)
+        except Exception as error:  # The chooser is the request's own; the other rows have theirs.
+            return self._fail(row, error)
+        row.last_token = token
+        row.num_written += 1
         reason: FinishReason | None = None
         if token in request.end_ids:
             reason = "stop"
-        elif running.num_generated >= request.max_tokens:
+        elif row.num_written >= request.max_tokens:
             reason = "length"
-        state = None if reason is None else self._retire(running)
-        return TokenEvent(request, token, reason, state)
+        if reason is None:
+            return TokenEvent(request, token)
+        del self._deadlines[request]
+        return TokenEvent(request, token, reason, self._stop_writing(row))
 
-    def _retire(self, running: _Running) -> dict[str, Any]:
-        state = self._executor.export_state(running.slot)
-        self._executor.release(running.slot)
-        del self._running[running.request]
-        self._free.append(running.slot)
-        return state
+    def _fail(self, row: _Writing, error: Exception) -> TokenEvent:
+        del self._deadlines[row.request], self._writing[row.request]
+        self._release(row.slot)
+        return TokenEvent(row.request, None, "error", error=error)
+
+    def _stop_writing(self, row: _Writing) -> Remainder:
+        del self._writing[row.request]
+        state = self._executor.export_state(row.slot)
+        self._release(row.slot)
+        return Remainder(state, [row.last_token], row.num_written)
+
+    def _release(self, slot: int) -> None:
+        self._executor.release(slot)
+        heapq.heappush(self._free, slot)
