@@ -28,7 +28,7 @@ TOLERANCES: dict[tuple[str, str, str], float] = {
     ("model, narrow window", "float32", "torch"): 1e-4,
     ("model gradient", "float64", "torch"): 1e-6,
     ("model", "float32", "onnx"): 2e-5,
-    ("model, float16 window", "float32", "onnx"): 1e-3,
+    ("model, float16 window", "float32", "onnx"): 1e-4,
     ("model, int8 window", "float32", "onnx"): 2e-2,
     ("model, int8 or int4", "float32", "onnx"): 2e-2,
     ("model, rounded activations", "float32", "onnx"): 5e-2,

@@ -16,7 +16,10 @@ class ExecutorError(GriffinError):
 
 
 class Executor(Protocol):
-    """Slots that each hold the state of one conversation. Everybody else sees slot numbers and arrays."""
+    """Slots that each hold the state of one conversation. Everybody else sees slot numbers and arrays.
+
+    A call has done its work when it returns, and one that raises a GriffinError has done none.
+    """
 
     num_slots: int
 

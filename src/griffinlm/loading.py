@@ -93,7 +93,8 @@ def _with_weights(checkpoint: Checkpoint, weights: str | None) -> Checkpoint:
     """The checkpoint itself where it holds such weights, else a copy quantized now."""
     if checkpoint.quantization is not None:
         recipe = checkpoint.quantization.recipe
-        if weights is not None and recipe_of(weights) != recipe and weights != recipe.default.name:
+        is_held = weights in (None, recipe.default.name)
+        if not is_held and (weights == "float32" or recipe_of(weights) != recipe):
             raise LoadError(
                 f"weights is {weights!r}; {checkpoint.path} holds {recipe.default.name}",
                 hint="leave the weights out, or load the model it was quantized from",

@@ -164,3 +164,27 @@ def test_a_damaged_state_is_refused(griffin, generate, tiny_model_directory, tmp
     data[-1] ^= 1
     state.write_bytes(data)
     assert "damaged" in griffin.fails("generate", "x", "--state-in", state, "--model", tiny_model_directory)
+
+
+def test_several_answers_are_those_of_the_library(generate, tiny_model_directory):
+    expected = griffinlm.load(tiny_model_directory).generate("the hawk", num_answers=3, max_tokens=9, seed=4)
+    options = ("-n", "3", "--max-tokens", "9", "--seed", "4")
+    assert generate("the hawk", *options) == (0, "".join(f"{answer.text}\n---\n" for answer in expected), "")
+    run = generate("the hawk", *options, "--json")
+    assert [answer["token_ids"] for answer in run.json["answers"]] == [answer.token_ids for answer in expected]
+    alone = generate("the hawk", "--max-tokens", "9", "--seed", "5", "--json").json
+    assert run.json["answers"][1] == {name: alone[name] for name in ("text", "token_ids", "finish_reason")}
+    assert (run.json["num_prompt_tokens"], run.json["seed"]) == (alone["num_prompt_tokens"], 4)
+
+
+def test_several_answers_have_no_one_state_to_save(generate, tmp_path):
+    run = generate("the hawk", "-n", "2", "--state-out", tmp_path / "state")
+    assert run.status == 2
+    assert run.err == "error: --state-out saves one answer's state; --num-answers asks for 2\n"
+    assert not (tmp_path / "state").exists()
+
+
+def test_no_answers_are_refused(generate):
+    run = generate("the hawk", "--num-answers", "0")
+    assert run.status == 2
+    assert run.err.startswith("error: ")

@@ -213,7 +213,6 @@ def small_calls(num_tokens: int) -> Iterator[None]:
     """Calls of the graph take this many tokens of a row, so that a short prompt meets every border."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(executor_module, "MAX_CHUNK_TOKENS", num_tokens)
-        patch.setattr(executor_module, "RING_STEP_SLOTS", 3)
         yield
 
 

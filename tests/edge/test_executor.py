@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from tolerances import assert_agree
 
-from griffinlm.edge import executor as executor_module
-from griffinlm.edge import memory
+from griffinlm.edge import memory, slots
 from griffinlm.edge.executor import OnnxExecutor
 from griffinlm.edge.memory import NotEnoughMemoryError
 from griffinlm.errors import GriffinError
@@ -146,10 +145,11 @@ def test_rings_read_as_far_as_they_are_used_equal_whole_ones(name, monkeypatch):
         config = config_of(name, 3, attention=attention)
     pair = engines(config)
     tokens = pair.tokens(1, CAPACITY)
-    cut, whole, prompt = pair.executor(), pair.executor(), pair.executor()
+    monkeypatch.setattr(slots, "RING_STEP_SLOTS", 64)
+    cut = pair.executor()
     found = read(cut, [0], tokens, [60, *[1] * 10, 50, *[1] * 80])
-    assert cut.export_state(0)["num_tokens"] > 3 * executor_module.RING_STEP_SLOTS
-    monkeypatch.setattr(executor_module, "RING_STEP_SLOTS", 1 << 20)
+    monkeypatch.setattr(slots, "RING_STEP_SLOTS", 1 << 20)
+    whole, prompt = pair.executor(), pair.executor()
     assert_agree(found, read(whole, [0], tokens, [1] * CAPACITY), *pair.row)
     assert_agree(found, prompt.prefill([0], tokens, None, "all"), *pair.row)
     for other in (whole, prompt):
@@ -171,3 +171,41 @@ def test_what_an_earlier_document_left_does_not_travel():
             assert all((found[name] == 0).all() for name in found if not expected[name].any())
             for name, values in expected.items():
                 assert not found[name][values == 0].any(), name
+
+
+@pytest.mark.parametrize("grow", ["import", "prefill", "step"])
+@pytest.mark.parametrize("name", ["attention first", "recurrent and global"])
+def test_one_slot_goes_on_while_another_needs_longer_rings(name, grow):
+    """Rings grow with the longest conversation; the shorter ones read on as before."""
+    config = CONFIGS[name]
+    if name == "attention first":
+        config = config_of(name, 3, attention=dataclasses.replace(config.attention, window_tokens=150))
+    pair = engines(config)
+    short, long = pair.tokens(1, 40, seed=1), pair.tokens(1, 140, seed=2)
+    executor, alone, other = pair.executor(2), pair.executor(), pair.executor()
+    other.prefill([0], long, None, "none")
+    found = [read(executor, [0], short[:, :10], [1] * 10)]
+    if grow == "import":
+        executor.import_state(1, other.export_state(0))
+    else:
+        read(executor, [1], long, [140] if grow == "prefill" else [1] * 140)
+    found.append(read(executor, [0], short[:, 10:], [1] * 30))
+    assert_agree(np.concatenate(found, axis=1), read(alone, [0], short, [1] * 40), *pair.row)
+    assert_same_state(executor.export_state(0), alone.export_state(0), pair.row)
+    assert_same_state(executor.export_state(1), other.export_state(0), pair.row)
+    assert_agree(executor.step([1], [1]), other.step([0], [1]), *pair.row)
+
+
+@pytest.mark.parametrize("window_dtype", ["float32", "int8"])
+def test_a_mark_is_good_after_rings_have_grown(window_dtype):
+    config = config_of("attention first", 3)
+    config = dataclasses.replace(config, attention=dataclasses.replace(config.attention, window_tokens=150))
+    pair = engines(config, "float32", window_dtype)
+    executor = pair.executor(2)
+    executor.prefill([1], TOKENS, None, "none")
+    mark, before = executor.mark(1), executor.export_state(1)
+    end = pair.tokens(1, 300)
+    first = executor.prefill([1], end, None, "all")
+    executor.rollback(1, mark)
+    assert is_same(executor.export_state(1), before)
+    assert_agree(executor.prefill([1], end, None, "all"), first, *pair.row)

@@ -20,8 +20,8 @@ LARGEST_PARAMETERS = 250_000_000
 def quantized_copy(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
     """The same model by `recipe`, from the cache where it is there and whole, else made now.
 
-    The cache is `griffinlm/quantized` in `$XDG_CACHE_HOME` or `~/.cache`; where that cannot be written, the copy lives
-    in a temporary directory as long as the checkpoint.
+    The cache is `griffinlm/quantized` in `$XDG_CACHE_HOME` or `~/.cache`; where there is none or it cannot be written,
+    the copy lives in a temporary directory as long as the checkpoint.
 
     Raises:
         CheckpointError: the model is too large to be quantized in passing, or damaged.
@@ -33,7 +33,10 @@ def quantized_copy(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
             hint=f"griffin quantize {checkpoint.path} NEW_DIRECTORY, then load that",
         )
     key = json.dumps([FORMAT_VERSION, checkpoint.digest(), checkpoint.config.to_dict(), recipe.to_dict()])
-    place = cache_directory() / hashlib.sha256(key.encode()).hexdigest()[:32]
+    try:
+        place = cache_directory() / hashlib.sha256(key.encode()).hexdigest()[:32]
+    except CheckpointError:
+        return _temporary(checkpoint, recipe)
     found = _whole(place)
     if found is not None:
         return found
@@ -50,8 +53,17 @@ def quantized_copy(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
 
 
 def cache_directory() -> Path:
-    """Where quantized copies are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "griffinlm" / "quantized"
+    """Where quantized copies are kept.
+
+    Raises:
+        CheckpointError: the user has no home directory.
+    """
+    given = os.environ.get("XDG_CACHE_HOME")
+    try:
+        cache = Path(given) if given else Path.home() / ".cache"
+    except RuntimeError as error:
+        raise CheckpointError("there is no home directory to keep a cache in", hint="set XDG_CACHE_HOME") from error
+    return cache / "griffinlm" / "quantized"
 
 
 def _whole(place: Path) -> Checkpoint | None:

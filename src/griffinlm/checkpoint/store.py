@@ -1,6 +1,7 @@
 """Directories of safetensors: one file, or shards with an index."""
 
 import json
+import os
 import re
 import struct
 from collections.abc import Iterable, Mapping
@@ -31,8 +32,11 @@ class SafetensorsDirectory:
         Raises:
             CheckpointError: a file is missing or damaged, or the index and the shards disagree.
         """
+        # Tensors are read long after opening, when the working directory may be another.
+        directory = directory.absolute()
         self.tensors: dict[str, TensorInfo] = {}
         self._places: dict[str, StoredTensor] = {}
+        self._versions: dict[Path, tuple[int, ...]] = {}
         index_file = directory / INDEX_FILE
         if not index_file.is_file():
             self._add(directory / SINGLE_FILE)
@@ -51,6 +55,7 @@ class SafetensorsDirectory:
 
     def _add(self, file: Path) -> None:
         with reading(file), safe_open(file, framework="numpy") as opened:
+            self._versions[file] = _version(file)
             offsets = _data_offsets(file)
             for name in opened.keys():  # noqa: SIM118  (an open file is no mapping)
                 if name in self.tensors:
@@ -70,11 +75,23 @@ class SafetensorsDirectory:
         return self._places[name]
 
     def read(self, name: str) -> np.ndarray:
-        """The values of one tensor; see `TensorSource.read`."""
+        """The values of one tensor; see `TensorSource.read`.
+
+        Raises:
+            CheckpointError: also where the file was changed or replaced after it was opened.
+        """
         place = self._places[name]
         with reading(place.file):
+            if _version(place.file) != self._versions[place.file]:
+                raise CheckpointError(f"{place.file} has changed since it was opened", hint="load the model again")
             # safetensors would copy out of a mapping of the file, whose pages count as memory once they are touched.
             return place.read()
+
+
+def _version(file: Path) -> tuple[int, ...]:
+    """What differs between a file and what was later written over it or put in its place."""
+    status = os.stat(file)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _data_offsets(file: Path) -> dict[str, int]:

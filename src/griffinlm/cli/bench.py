@@ -101,7 +101,7 @@ def _subject(
     window_dtype: str | None,
     threads: int | None,
 ) -> "Subject":
-    from griffinlm.edge.engine import num_threads
+    from griffinlm.edge.threads import num_threads
     from griffinlm.evaluate.benchmark_weights import check_weights
     from griffinlm.evaluate.speed import Subject
     from griffinlm.loading import load

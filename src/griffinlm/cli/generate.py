@@ -3,15 +3,21 @@
 import secrets
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from griffinlm.cli import options as o
 from griffinlm.cli.output import print_json
 from griffinlm.cli.text_input import read_text, require_text
+from griffinlm.errors import GriffinError
+
+if TYPE_CHECKING:
+    from griffinlm.generation.completion import Generation
 
 LARGEST_DRAWN_SEED = 1 << 32
+AFTER_ANSWER = "---"
+"""Where there are several, on a line of its own."""
 
 
 def generate(
@@ -51,6 +57,16 @@ def generate(
     state_out: Annotated[
         Path | None, typer.Option("--state-out", metavar="FILE", help="Save what the model remembers at the end.")
     ] = None,
+    num_answers: Annotated[
+        int | None,
+        typer.Option(
+            "-n",
+            "--num-answers",
+            metavar="N",
+            help=f"Write N answers, each followed by a line {AFTER_ANSWER}. Their seeds count on from the one given.",
+            min=1,
+        ),
+    ] = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Continue a prompt.
@@ -62,6 +78,8 @@ def generate(
         # Drawn here, so that --json can tell how to repeat the text.
         chosen["seed"] = secrets.randbelow(LARGEST_DRAWN_SEED)
     if state_out is not None:
+        if num_answers is not None:
+            raise GriffinError(f"--state-out saves one answer's state; --num-answers asks for {num_answers}")
         from griffinlm.state import require_writable
 
         require_writable(state_out)
@@ -71,23 +89,32 @@ def generate(
     from griffinlm.state import State
 
     state = None if state_in is None else State.load(state_in, loaded)
-    stream = loaded.stream(text, state=state, **chosen)
-    if not as_json:
-        for piece in stream:
-            print(piece, end="", flush=True)
-        if sys.stdout.isatty():
-            print()
-    generation = stream.generation
+    if num_answers is not None:
+        answers = loaded.generate(text, state=state, num_answers=num_answers, **chosen)
+        if not as_json:
+            for answer in answers:
+                print(answer.text, AFTER_ANSWER, sep="\n")
+    else:
+        stream = loaded.stream(text, state=state, **chosen)
+        if not as_json:
+            for piece in stream:
+                print(piece, end="", flush=True)
+            if sys.stdout.isatty():
+                print()
+        answers = [stream.generation]
     if state_out is not None:
-        generation.state.save(state_out)
+        answers[0].state.save(state_out)
     if as_json:
         read_before = 0 if state is None else int(state.num_tokens[0])
-        result: dict[str, Any] = {
-            "text": generation.text,
-            "token_ids": generation.token_ids,
-            "finish_reason": generation.finish_reason,
-            # All but the last answered token have been read too.
-            "num_prompt_tokens": int(generation.state.num_tokens[0]) - read_before - len(generation.token_ids) + 1,
-        }
+        result: dict[str, Any] = {"answers": [_described(answer) for answer in answers]}
+        if num_answers is None:
+            (result,) = result["answers"]
+        # All but the last answered token have been read too.
+        num_read = int(answers[0].state.num_tokens[0]) - len(answers[0].token_ids) + 1
+        result["num_prompt_tokens"] = num_read - read_before
         drawn = chosen.get("seed")
         print_json(result if drawn is None else {**result, "seed": drawn})
+
+
+def _described(answer: "Generation") -> dict[str, Any]:
+    return {"text": answer.text, "token_ids": answer.token_ids, "finish_reason": answer.finish_reason}

@@ -7,7 +7,7 @@ import numpy as np
 
 from griffinlm.edge.call import Call
 from griffinlm.edge.scan import MAX_CHUNK_TOKENS
-from griffinlm.edge.slots import Mark, SlotStates
+from griffinlm.edge.slots import Mark, SlotStates, num_used_slots
 from griffinlm.executor import LogitsChoice, check_prefill
 
 if TYPE_CHECKING:
@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 MAX_CALL_TOKENS = 512
 """Tokens of all rows together that one call reads: enough for the matrix products, and little memory."""
 
-RING_STEP_SLOTS = 64
-"""A ring that is not full is read up to a multiple of this, so that calls can be repeated as they are."""
-
 
 class OnnxExecutor:
     """Each slot is a row of the state's arrays. Rows that run together lie together: the graph reads them in place."""
@@ -26,7 +23,7 @@ class OnnxExecutor:
     def __init__(self, engine: "OnnxEngine", num_slots: int, capacity: int | None) -> None:
         self.engine, self.num_slots, self.capacity = engine, num_slots, capacity
         self._states = SlotStates(engine.config, num_slots, capacity, engine.window_dtype, engine.precision)
-        self._step: tuple[tuple[int, int, int | None], Call] | None = None
+        self._step: tuple[tuple[int, int, int | None, int], Call] | None = None
 
     def prefill(
         self, slots: Sequence[int], tokens: np.ndarray, positions: np.ndarray | None, logits: LogitsChoice
@@ -109,8 +106,7 @@ class OnnxExecutor:
         """One call of the graph; the logits stay good until the next."""
         rows = slice(first, first + len(tokens))
         num_before = self._states.num_tokens[rows]
-        if self._states.hold(int(max(num_before.max(), positions.max() + 1))):
-            self._step = None
+        self._states.hold(int(max(num_before.max(), positions.max() + 1)))
         call = self._call(rows, tokens.shape[1], int(wanted.sum()))
         call.embedded[:] = self.engine.embedding.rows(np.where(positions >= 0, tokens, 0))
         call.positions[:] = positions
@@ -123,7 +119,7 @@ class OnnxExecutor:
     def _call(self, rows: slice, num_tokens: int, num_logits: int) -> Call:
         """A call of that size; the last one for single tokens is kept and used again."""
         num_used = self._num_used_slots(rows)
-        key = (rows.start, rows.stop, num_used)
+        key = (rows.start, rows.stop, num_used, self._states.num_held)
         is_step = num_tokens == 1 and num_logits == rows.stop - rows.start
         if is_step and self._step is not None and self._step[0] == key:
             return self._step[1]
@@ -140,5 +136,4 @@ class OnnxExecutor:
         """How far rings are read; None for all that is held. Several rows share no memory that could be cut short."""
         if rows.stop - rows.start > 1:
             return None
-        num_read = int(self._states.num_tokens[rows.start])
-        return max(1, -(-num_read // RING_STEP_SLOTS)) * RING_STEP_SLOTS
+        return num_used_slots(int(self._states.num_tokens[rows.start]))

@@ -10,7 +10,13 @@ from griffinlm.edge.memory import require_memory
 from griffinlm.executor import ExecutorError
 from griffinlm.state import NOTHING_PENDING, block_layout
 
-FEWEST_RING_SLOTS = 64
+RING_STEP_SLOTS = 64
+"""Rings grow, and one row's are read, up to multiples of this: so calls repeat, whatever other slots hold."""
+
+
+def num_used_slots(num_tokens: int) -> int:
+    """How many slots of a ring serve documents of `num_tokens`."""
+    return max(1, -(-num_tokens // RING_STEP_SLOTS)) * RING_STEP_SLOTS
 
 
 class Mark(NamedTuple):
@@ -41,26 +47,26 @@ class SlotStates:
         self.arrays: dict[str, np.ndarray] = {}
         self.num_tokens = np.zeros(num_slots, np.int64)
         self._row_of = np.arange(num_slots)
-        self._num_held = 0
+        self.num_held = 0
+        """Slots that rings have by now; where it changes, `arrays` holds new ones."""
         for name, spec in self._layout.items():
             if name not in self.rings:
                 self.arrays[name] = np.zeros(spec.shape, spec.dtype)
         self.hold(1)
 
-    def hold(self, num_tokens: int) -> bool:
-        """Makes rings long enough for documents of `num_tokens`; whether arrays were replaced for that."""
+    def hold(self, num_tokens: int) -> None:
+        """Makes rings long enough for documents of `num_tokens`."""
         longest = max(self.rings.values(), default=0)
-        if min(num_tokens, longest) <= self._num_held:
-            return False
-        self._num_held = min(longest, max(num_tokens, 2 * self._num_held, FEWEST_RING_SLOTS))
+        if min(num_tokens, longest) <= self.num_held:
+            return
+        self.num_held = min(longest, num_used_slots(max(num_tokens, 2 * self.num_held)))
         for name, num_slots in self.rings.items():
             spec, old = self._layout[name], self.arrays.get(name)
-            shape = spec.shape[0], min(num_slots, self._num_held), *spec.shape[2:]
+            shape = spec.shape[0], min(num_slots, self.num_held), *spec.shape[2:]
             if old is None or old.shape != shape:
                 self.arrays[name] = np.zeros(shape, spec.dtype)
                 if old is not None:
                     self.arrays[name][:, : old.shape[1]] = old
-        return True
 
     def arrange(self, slots: Sequence[int], num_rows: int) -> tuple[int, np.ndarray]:
         """First row of the slots, and the place of each from there; moves states only where rows have gaps."""

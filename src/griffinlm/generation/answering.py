@@ -117,11 +117,10 @@ class Answers:
         self._completions: dict[Request, Completion] = {}
         self._results: dict[Request, Generation] = {}
         for prompt, state in zip(prompts, states, strict=True):
-            requests = []
+            requests, arrays = [], None if state is None else state.arrays()
             for index in range(num_answers):
                 sampler = _sampler(options, index, prompt, state, tokenizer)
                 stream = None if tokenizer is None else tokenizer.stream()
-                arrays = None if state is None else state.arrays()
                 requests.append(Request(prompt, sampler, options.max_tokens, _end_ids(tokenizer), arrays))
                 self._completions[requests[-1]] = Completion(stream, StopStrings(options.stop), sampler)
             self._scheduler.submit_group(requests)

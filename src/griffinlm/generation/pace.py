@@ -9,9 +9,9 @@ WHOLE_CHUNK_TOKENS = 512
 LEAST_CHUNK_TOKENS = 4
 """Read whatever it costs, so that every prompt is read to its end."""
 
-CHUNK_COST_STEPS = 1.25
+CHUNK_COST_STEPS = 1.1
 """What a chunk may cost, in steps of the rows that write. Above 1, so that chunks still grow where a few tokens more
-cost next to nothing; low enough that a step and a chunk stay well under three steps."""
+cost next to nothing; low enough that a step and a chunk together stay well under three steps."""
 
 NUM_STEPS_REMEMBERED = 3
 

@@ -25,7 +25,7 @@ class Scheduler:
     """Runs requests, as many at a time as there are slots. Nothing is ever taken back from one that has a slot.
 
     Args:
-        executor: an `griffinlm.executor.Executor`, used by this scheduler alone.
+        executor: a `griffinlm.executor.Executor`, used by this scheduler alone.
         make_chunk: turns a list of ids into what the executor's `prefill` takes as tokens of one row.
         max_waiting: requests that may wait beyond those for which slots are free; None is no limit.
         clock: seconds that never go back.
@@ -127,7 +127,7 @@ class Scheduler:
 
     def expected_seconds(self) -> float | None:
         """Seconds until a slot is free if answers run to their `max_tokens`; None while no step has been measured."""
-        if self._free:
+        if len(self._free) > self.num_waiting:
             return 0.0
         step_seconds = self._pace.round_seconds(bool(self._reading))
         if step_seconds is None:
@@ -142,7 +142,7 @@ class Scheduler:
             request = group.requests[0]
             seconds = step_seconds * (num_chunks * len(self._reading) + request.max_tokens)
             found.append(self._at_latest(request, seconds, now))
-        return min(found)
+        return min(found, default=None)
 
     def _at_latest(self, request: Request, seconds: float, now: float) -> float:
         deadline = self._deadlines[request]
@@ -172,12 +172,11 @@ class Scheduler:
         num_ahead = self.num_waiting - len(self._free)
         if num_ahead + num_requests > self._max_waiting:
             seconds = self.expected_seconds()
-            when = "it is not yet known when" if seconds is None else f"in {seconds:.1f} s"
-            raise QueueFullError(
-                f"{max(num_ahead, 0)} of {self._max_waiting} places in the queue are taken, {num_requests} more "
-                f"asked for; a slot is expected to be free {when}",
-                seconds,
-            )
+            when = "it is not yet known when a slot will be free"
+            if seconds is not None:
+                when = f"a slot is expected to be free in {seconds:.1f} s"
+            places = f"{max(num_ahead, 0)} of {self._max_waiting} places in the queue are taken"
+            raise QueueFullError(f"{places}, {num_requests} more asked for; {when}", seconds)
 
     def _end_late(self) -> list[TokenEvent]:
         now = self._clock()

@@ -83,9 +83,11 @@ def recipe_of(weights: str) -> Recipe:
     """
     if weights in RECIPES:
         return RECIPES[weights]
-    if weights == "float32" or weights not in OFFERED_NAMES:
-        raise QuantizationError(f"weights is {weights[:60]!r}; allowed are {', '.join((*RECIPES, *OFFERED_NAMES))}")
-    return Recipe(Format.parse(weights))
+    try:
+        return Recipe(Format.parse(weights))
+    except QuantizationError as error:
+        allowed = ", ".join((*RECIPES, *OFFERED_NAMES))
+        raise QuantizationError(f"weights is {weights[:60]!r}; allowed are {allowed}") from error
 
 
 def is_matrix(name: str) -> bool:

@@ -31,6 +31,7 @@ class StoredState(NamedTuple):
 
 
 def is_ring(name: str) -> bool:
+    """Whether the array of this name is a ring of slots."""
     return name.rpartition(".")[2] in RING_FIELDS
 
 
@@ -74,7 +75,8 @@ def checked_state(model: StateOwner, token_ids: Sequence[int] | np.ndarray, arra
 def checked_tokens(model: StateOwner, token_ids: Sequence[int] | np.ndarray) -> np.ndarray:
     """Token ids as int32 [tokens]; StoreError where they are no ids of the vocabulary."""
     try:
-        tokens = np.asarray([operator.index(token) for token in token_ids], np.int64)
+        is_array = isinstance(token_ids, np.ndarray) and token_ids.ndim == 1 and token_ids.dtype.kind == "i"
+        tokens = np.asarray(token_ids if is_array else [operator.index(token) for token in token_ids], np.int64)
     except (TypeError, OverflowError) as error:
         raise StoreError("token ids must be a list of whole numbers") from error
     wrong = tokens[(tokens < 0) | (tokens >= model.config.vocab_size)]

@@ -13,7 +13,7 @@ import safetensors.numpy
 
 from griffinlm.generation.store.content import StoredState, capacity_of, checked_state, is_ring, layout_of
 from griffinlm.generation.store.errors import StoreError
-from griffinlm.state import ArraySpec, StateError, StateOwner
+from griffinlm.state import ARRAY_TYPES, ArraySpec, StateError, StateOwner
 
 TOKENS, CAPACITY, SLOTS = "tokens", "capacity", "slots."
 """Names beside those of the state's arrays: new tokens, room of global attention, changed slots by number of slots."""
@@ -36,7 +36,8 @@ def encode(model: StateOwner, state: StoredState, base: StoredState | None) -> b
     slots = {num_slots: np.flatnonzero(differs) for num_slots, differs in changed.items()}
     record |= {f"{SLOTS}{num_slots}": index for num_slots, index in slots.items()}
     for name, array in state.arrays.items():
-        record[name] = np.ascontiguousarray(array[:, slots[array.shape[1]]] if is_ring(name) else array)
+        part = np.ascontiguousarray(array[:, slots[array.shape[1]]] if is_ring(name) else array)
+        record[name] = part.view(_stored_type(part.dtype))
     return safetensors.numpy.save(record)
 
 
@@ -104,16 +105,12 @@ def _apply(record: Record, arrays: dict[str, np.ndarray]) -> None:
     if named != arrays.keys():
         raise StoreError(f"a record holds other arrays: {', '.join(sorted(named ^ arrays.keys())[:3])}")
     for name, array in arrays.items():
-        new = record[name]
-        if not is_ring(name):
-            if new.shape != array.shape or new.dtype != array.dtype:
-                raise StoreError(f"{name} of a record is {new.dtype}{list(new.shape)}; it must be {_shown(array)}")
-            array[:] = new
-            continue
-        slots = _slots(record, array.shape[1])
-        if new.shape != (1, len(slots), *array.shape[2:]) or new.dtype != array.dtype:
-            raise StoreError(f"{name} of a record is {new.dtype}{list(new.shape)}; it changes slots of {_shown(array)}")
-        array[:, slots] = new
+        new, dtype = record[name], _stored_type(array.dtype)
+        part = (slice(None), _slots(record, array.shape[1])) if is_ring(name) else ...
+        expected = array[part].shape
+        if new.shape != expected or new.dtype != dtype:
+            raise StoreError(f"{name} of a record is {new.dtype}{list(new.shape)}; it must be {dtype}{list(expected)}")
+        array[part] = new.view(array.dtype)
 
 
 def _slots(record: Record, num_slots: int) -> np.ndarray:
@@ -123,5 +120,6 @@ def _slots(record: Record, num_slots: int) -> np.ndarray:
     return slots
 
 
-def _shown(array: np.ndarray) -> str:
-    return f"{array.dtype}{list(array.shape)}"
+def _stored_type(dtype: np.dtype) -> np.dtype:
+    """Bits of the types that safetensors does not read back into numpy are stored as whole numbers."""
+    return np.dtype(np.uint16) if dtype == ARRAY_TYPES["bfloat16"] else dtype

@@ -86,7 +86,8 @@ class DiskRecords:
             return None
 
     def remove(self, name: str) -> None:
-        (self._folder / _plain(name)).unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            (self._folder / _plain(name)).unlink()
 
     def set_aside(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):

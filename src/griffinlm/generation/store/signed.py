@@ -1,6 +1,6 @@
 """States as one piece of bytes that only a key makes and only the same key opens.
 
-    magic, format version, length of the header, header (JSON: fingerprint, lengths of the records), records, HMAC-SHA256
+    magic, format version, length of the header, header (JSON: fingerprint, lengths of records), records, HMAC-SHA256
 
 Nothing is read from the bytes before the signature over all of them is found right.
 """
