@@ -154,6 +154,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(any(state["status"] == "failed" for state in report["programs"]))
 
 
+def without_folders(argument: str) -> str:
+    """An argument as the record tells it: paths of this machine say nothing to a reader."""
+    option, equals, value = argument.rpartition("=")
+    return option + equals + (Path(value).name.upper() if Path(value).is_absolute() else value)
+
+
 def run(options: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
     """Measures what the options ask for and writes the record."""
     for name in ("threads", "rounds"):
@@ -172,7 +178,7 @@ def run(options: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
         results = measure(chosen, interpreters, work, options.rounds, options.threads, options.smoke)
     today = datetime.date.today().isoformat()
     report = {
-        "command": shlex.join(["python", "benchmarks/cpu_peers.py", *arguments]),
+        "command": shlex.join(["python", "benchmarks/cpu_peers.py", *map(without_folders, arguments)]),
         "date": today,
         "processor": processor(),
         "logical_cores": os.cpu_count(),

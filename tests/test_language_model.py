@@ -283,8 +283,9 @@ def test_quantized_on_load_equals_the_quantized_directory(tiny_model_directory, 
         quantized = griffinlm.load(tiny_model_directory, weights="int8")
         assert quantized.identity.fingerprint == stored.identity.fingerprint
         np.testing.assert_array_equal(quantized.forward([IDS])[0], stored.forward([IDS])[0])
-    with pytest.raises(GriffinError, match=r"weights is 'int4'; .* holds int8-channel"):
-        griffinlm.load(tmp_path / "int8", weights="int4")
+    for other in ("int4", "float32"):
+        with pytest.raises(GriffinError, match=f"weights is '{other}'; .* holds int8-channel"):
+            griffinlm.load(tmp_path / "int8", weights=other)
 
 
 def test_bfloat16_weights_run_and_keep_their_own_states(tiny_model_directory, model):
@@ -375,6 +376,7 @@ def test_what_cannot_be_is_refused_in_one_line(model, arguments, message):
     [
         ({"engine": "jax"}, "engine is 'jax'"),
         ({"weights": "int5"}, "weights is 'int5'"),
+        ({"weights": 8}, "weights is 8"),
         ({"weights": "int4", "engine": "torch"}, "weights is 'int4'"),
         ({"weights": "bfloat16", "engine": "onnx"}, "weights is 'bfloat16'"),
         ({"window_dtype": "int5"}, "window_dtype is 'int5'"),

@@ -45,6 +45,8 @@ def load(
     """
     if engine not in ENGINES:
         raise LoadError(f"engine is {engine!r}; allowed are {', '.join(ENGINES)}")
+    if weights is not None and not isinstance(weights, str):
+        raise LoadError(f"weights is {weights!r}; it must be the name of a type, such as int8")
     if threads is not None and not (isinstance(threads, int) and 1 <= threads <= MAX_THREADS):
         raise LoadError(f"threads is {threads!r}; it must be a whole number in 1..{MAX_THREADS}")
     if engine == "auto":
@@ -93,8 +95,8 @@ def _with_weights(checkpoint: Checkpoint, weights: str | None) -> Checkpoint:
     """The checkpoint itself where it holds such weights, else a copy quantized now."""
     if checkpoint.quantization is not None:
         recipe = checkpoint.quantization.recipe
-        is_held = weights in (None, recipe.default.name)
-        if not is_held and (weights == "float32" or recipe_of(weights) != recipe):
+        is_named = weights is None or weights == recipe.default.name
+        if not is_named and (weights == "float32" or recipe_of(weights) != recipe):
             raise LoadError(
                 f"weights is {weights!r}; {checkpoint.path} holds {recipe.default.name}",
                 hint="leave the weights out, or load the model it was quantized from",

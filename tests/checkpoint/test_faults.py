@@ -122,6 +122,22 @@ def test_a_bad_config_file_is_refused(directory: Path, content: bytes):
     assert "config.json" in str(refusal(directory))
 
 
+def test_a_file_that_changes_after_opening_is_refused(directory: Path):
+    checkpoint = open_checkpoint(directory)
+    change_tensors(directory, lambda tensors: tensors.update({EMBEDDING: 2 * tensors[EMBEDDING]}))
+    with pytest.raises(CheckpointError, match="has changed since it was opened") as caught:
+        checkpoint.digest()
+    assert caught.value.hint is not None
+
+
+def test_the_working_directory_may_change_after_opening(directory: Path, monkeypatch: pytest.MonkeyPatch):
+    digest = open_checkpoint(directory).digest()
+    monkeypatch.chdir(directory.parent)
+    checkpoint = open_checkpoint(directory.name)
+    monkeypatch.chdir(directory)
+    assert checkpoint.digest() == digest
+
+
 def test_an_unknown_model_type_lists_what_is_supported(directory: Path):
     change_json(directory / "config.json", model_type="llama")
     assert "model_type is 'llama'; supported are griffinlm, recurrent_gemma, gemma" in str(refusal(directory))

@@ -139,6 +139,10 @@ def test_sources_and_destinations_that_cannot_be_are_refused(griffin, tiny_model
     calibration = ("--calibration", tmp_path / "text.txt")
     assert "has no tokenizer" in griffin.fails("quantize", source, tmp_path / "q", *calibration)
     griffin("quantize", source, tmp_path / "q")
+    # Before the text is read, which may take hours.
+    calibration = ("--calibration", tmp_path / "nowhere.txt")
+    assert "exists already" in griffin.fails("quantize", source, source, *calibration)
+    assert "quantized already" in griffin.fails("quantize", tmp_path / "q", tmp_path / "again", *calibration)
     assert "quantized already" in griffin.fails("quantize", tmp_path / "q", tmp_path / "again")
     run = griffin("quantize", tmp_path / "q", tmp_path / "again", "--json")
     assert "quantized already" in run.json["error"]

@@ -12,5 +12,6 @@ from griffinlm.checkpoint.quantized_cache import quantized_copy as quantized_cop
 from griffinlm.checkpoint.tensor_source import StoredTensor as StoredTensor
 from griffinlm.checkpoint.write import write_checkpoint as write_checkpoint
 from griffinlm.checkpoint.write_quantized import LayerReport as LayerReport
+from griffinlm.checkpoint.write_quantized import check_quantizable as check_quantizable
 from griffinlm.checkpoint.write_quantized import write_quantized as write_quantized
 from griffinlm.checkpoint.write_quantized import write_random_quantized as write_random_quantized

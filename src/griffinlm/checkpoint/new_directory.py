@@ -32,8 +32,7 @@ def new_directory(destination: Path) -> Iterator[Path]:
         CheckpointError: the destination exists and is not empty, or the system refuses to write.
     """
     try:
-        if destination.exists() and not (destination.is_dir() and not any(destination.iterdir())):
-            raise CheckpointError(f"{destination} exists already", hint="give a new name, or remove it first")
+        require_free(destination)
         # The absolute path, so that a destination such as `.` or `a/..` has a name and a parent.
         final = Path(os.path.abspath(destination))
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -54,6 +53,20 @@ def new_directory(destination: Path) -> Iterator[Path]:
                 raise
     except OSError as error:
         raise CheckpointError(f"cannot write {destination}: {describe(error)}") from error
+
+
+def require_free(destination: Path) -> None:
+    """Refuses a destination that is there already; an empty directory may be.
+
+    Raises:
+        CheckpointError: it exists and is not empty, or cannot be looked at.
+    """
+    try:
+        is_free = not destination.exists() or (destination.is_dir() and not any(destination.iterdir()))
+    except OSError as error:
+        raise CheckpointError(f"cannot write {destination}: {describe(error)}") from error
+    if not is_free:
+        raise CheckpointError(f"{destination} exists already", hint="give a new name, or remove it first")
 
 
 def _remove_abandoned(final: Path) -> None:

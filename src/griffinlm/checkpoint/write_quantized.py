@@ -12,7 +12,7 @@ from griffinlm.checkpoint.checkpoint import Checkpoint, WeightsDigest, file_chec
 from griffinlm.checkpoint.config_file import CONFIG_FILE, our_fields
 from griffinlm.checkpoint.errors import CheckpointError
 from griffinlm.checkpoint.initial import initial_tensor, initial_variance
-from griffinlm.checkpoint.new_directory import new_directory
+from griffinlm.checkpoint.new_directory import new_directory, require_free
 from griffinlm.checkpoint.quantization_record import Method, Quantization
 from griffinlm.checkpoint.quantized import SCALES
 from griffinlm.checkpoint.store import write_safetensors
@@ -57,15 +57,10 @@ def write_quantized(
         A report of every matrix, those that stay float32 included, in our order.
 
     Raises:
-        CheckpointError: the checkpoint is quantized already or damaged, the destination is not free, or the system
-            refuses to write.
+        CheckpointError: as `check_quantizable`, or the checkpoint is damaged, or the system refuses to write.
         QuantizationError: a pattern of the recipe matches nothing, or an input energy is missing or does not fit.
     """
-    if checkpoint.quantization is not None:
-        raise CheckpointError(
-            f"{checkpoint.path} is quantized already ({checkpoint.quantization.recipe.default.name})",
-            hint="quantize the checkpoint that it was made from",
-        )
+    check_quantizable(checkpoint, recipe, destination)
     formats = recipe.formats(checkpoint.config)
     _check_names(formats, input_energy)
     digest = WeightsDigest()
@@ -91,6 +86,22 @@ def write_quantized(
     tokenizer = checkpoint.tokenizer_directory
     _write(checkpoint.config, recipe, tensors(), method, digest.hexdigest, Path(destination), tokenizer, shard_bytes)
     return reports
+
+
+def check_quantizable(checkpoint: Checkpoint, recipe: Recipe, destination: Path | str) -> None:
+    """Refuses what `write_quantized` would, before any work for it.
+
+    Raises:
+        CheckpointError: the checkpoint is quantized already, or the destination is not free.
+        QuantizationError: a pattern of the recipe matches nothing.
+    """
+    if checkpoint.quantization is not None:
+        raise CheckpointError(
+            f"{checkpoint.path} is quantized already ({checkpoint.quantization.recipe.default.name})",
+            hint="quantize the checkpoint that it was made from",
+        )
+    recipe.formats(checkpoint.config)
+    require_free(Path(destination))
 
 
 def write_random_quantized(config: ModelConfig, recipe: Recipe, destination: Path | str, seed: int) -> None:

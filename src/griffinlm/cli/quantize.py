@@ -57,12 +57,13 @@ def quantize(
     The error and size of every matrix are told. Biases, norms, convolutions and decays stay float32. Tensors go through
     memory one by one; DST appears when it is complete, or not at all.
     """
-    from griffinlm.checkpoint import open_checkpoint, write_quantized
+    from griffinlm.checkpoint import check_quantizable, open_checkpoint, write_quantized
     from griffinlm.loading import find_model
 
     recipe = _recipe(bits, block, layer or [])
     checkpoint = open_checkpoint(find_model(source))
-    energy = None if calibration is None else _input_energy(checkpoint, recipe, calibration)
+    check_quantizable(checkpoint, recipe, destination)
+    energy = None if calibration is None else _input_energy(checkpoint, calibration)
     layers = write_quantized(checkpoint, recipe, destination, energy)
     before, after = checkpoint.num_bytes, open_checkpoint(destination).num_bytes
     if as_json:
@@ -106,12 +107,11 @@ def _recipe(bits: int, block: str | None, layers: list[str]) -> "Recipe":
     return Recipe(default, tuple(overrides))
 
 
-def _input_energy(checkpoint: "Checkpoint", recipe: "Recipe", file: Path) -> "dict[str, np.ndarray]":
+def _input_energy(checkpoint: "Checkpoint", file: Path) -> "dict[str, np.ndarray]":
     """The mean square of every input of every matrix while the unquantized model reads a text."""
     from griffinlm.evaluate.documents import read_documents
     from griffinlm.text import Tokenizer
 
-    recipe.formats(checkpoint.config)  # refuses a wrong pattern before the work
     if checkpoint.tokenizer_directory is None:
         raise QuantizeError(f"{checkpoint.path} has no tokenizer, which --calibration needs")
     from griffinlm.edge.calibration import input_energy

@@ -13,7 +13,7 @@ from griffinlm.executor import LogitsChoice, check_prefill
 if TYPE_CHECKING:
     from griffinlm.edge.engine import OnnxEngine
 
-MAX_CALL_TOKENS = 512
+MAX_CALL_TOKENS = 256
 """Tokens of all rows together that one call reads: enough for the matrix products, and little memory."""
 
 

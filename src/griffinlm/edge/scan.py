@@ -4,7 +4,7 @@ import numpy as np
 
 from griffinlm.edge.graph import Graph
 
-MAX_CHUNK_TOKENS = 256
+MAX_CHUNK_TOKENS = 128
 GROUP_TOKENS = 8
 """Tokens that are taken one by one, all groups of the chunk side by side; the groups are then joined by doubling."""
 

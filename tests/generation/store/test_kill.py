@@ -13,12 +13,12 @@ from store.small_states import GRIFFIN, is_same
 from store.worker import TENANT, state_of
 
 TESTS = Path(__file__).parents[1]
-CALLS_TO_OPEN_AND_SOME_MORE = 30_000
+CALLS_TO_OPEN_AND_SOME_MORE = 15_000
 
 
 def start(directory: Path, seed: int, num_calls: int) -> subprocess.Popen:
     command = [sys.executable, "-m", "store.worker", str(directory), str(seed), str(num_calls)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=TESTS)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=TESTS)
 
 
 def run_until_killed(directory: Path, chance: random.Random) -> list[str]:

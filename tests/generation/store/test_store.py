@@ -269,6 +269,15 @@ def test_nothing_of_a_deleted_state_is_left_in_any_file(tmp_path):
         }
 
 
+def test_files_are_for_their_owner_alone(tmp_path):
+    tmp_path.chmod(0o755)
+    with open_store(tmp_path) as store:
+        put_all(store, conversation(2))
+        files = [path for path in tmp_path.rglob("*") if path.is_file()]
+        assert len(files) >= 3
+        assert all(path.stat().st_mode & 0o077 == 0 for path in files)
+
+
 def test_deleted_parent_goes_with_its_last_child(store):
     ids = put_all(store, conversation(3))
     states = {i: store.get("a", i).arrays for i in ids}

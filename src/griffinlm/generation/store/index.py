@@ -4,6 +4,7 @@ A state is a node. It may stand on another one, its base, which must be there as
 was deleted by its owner and is kept only for those that stand on it. Names keep a state from being dropped for room.
 """
 
+import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -96,16 +97,20 @@ class Index:
     def __init__(self, directory: Path | None) -> None:
         """`directory` holds `index.sqlite`; None keeps the index in memory."""
         self._where = "in memory" if directory is None else str(directory)
+        path = ":memory:" if directory is None else directory / "index.sqlite"
+        if directory is not None:
+            # For the owner alone, like the records; the log takes the mode of the database.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         try:
             self._database = sqlite3.connect(
-                ":memory:" if directory is None else directory / "index.sqlite",
+                path,
                 timeout=BUSY_TIMEOUT_SECONDS,
                 isolation_level=None,
                 check_same_thread=False,
             )
         except sqlite3.Error as error:
             raise self._refusal(error) from error
-        self._used: list[int] = []
+        self._used: dict[int, None] = {}
         try:
             self._prepare()
         except BaseException:
@@ -216,7 +221,8 @@ class Index:
 
     def note_use(self, node: int) -> None:
         """Remembered with the next change: a read costs no write."""
-        self._used.append(node)
+        self._used.pop(node, None)
+        self._used[node] = None
 
     # Changing.
 

@@ -134,6 +134,7 @@ class StateStore:
 
         Raises:
             StateNotFoundError: the tenant has no such parent.
+            DamagedStateError: the parent is damaged; the state can be put without it.
             StoreError: the state is not one of this model or does not continue its parent, or there is no room for it.
         """
         state = checked_state(self.model, token_ids, arrays)
