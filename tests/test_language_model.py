@@ -351,6 +351,7 @@ def test_without_a_tokenizer_only_text_complains(gemma):
         (lambda m: m.generate("a", temperatur=1), "unknown option 'temperatur'"),
         (lambda m: m.generate("a", temperature=-1), "temperature is -1"),
         (lambda m: m.generate([999_999]), "token id 999999"),
+        (lambda m: m.generate([1 << 70]), f"token id {1 << 70}"),
         (lambda m: m.generate("a", capacity=9), "capacity is 9"),
         (lambda m: m.generate("a", stop=5), "stop is 5"),
         (lambda m: m.score([1, 999_999]), "token id 999999"),

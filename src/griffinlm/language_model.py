@@ -177,7 +177,6 @@ class LanguageModel:
     def score(self, text: Prompt) -> np.ndarray:
         """log p of every token of a text after those before it, BOS in front (of ids: all but the first); [tokens]."""
         ids = self._prompt_ids(text, None, 0)
-        check_tokens(self.config, np.asarray(ids))
         executor = self._executor(None, 1, len(ids))
         size = max(1, min(FORWARD_CHUNK_TOKENS, SCORED_LOGITS_AT_MOST // self.config.vocab_size))
         found = []
@@ -220,6 +219,7 @@ class LanguageModel:
             ids = [*pending, *start, *self.tokenizer.encode(prompt)]
         else:
             ids = [*pending, *_whole_numbers(prompt)]
+            check_tokens(self.config, np.asarray(ids))
         if not ids:
             raise GenerationError(
                 f"prompt {row} is empty and its state has no pending token, so there is nothing to go on from",

@@ -95,13 +95,14 @@ def _with_weights(checkpoint: Checkpoint, weights: str | None) -> Checkpoint:
     """The checkpoint itself where it holds such weights, else a copy quantized now."""
     if checkpoint.quantization is not None:
         recipe = checkpoint.quantization.recipe
-        is_named = weights is None or weights == recipe.default.name
-        if not is_named and (weights == "float32" or recipe_of(weights) != recipe):
-            raise LoadError(
-                f"weights is {weights!r}; {checkpoint.path} holds {recipe.default.name}",
-                hint="leave the weights out, or load the model it was quantized from",
-            )
-        return checkpoint
+        if weights is None or weights == recipe.default.name:
+            return checkpoint
+        if weights != "float32" and recipe_of(weights) == recipe:
+            return checkpoint
+        raise LoadError(
+            f"weights is {weights!r}; {checkpoint.path} holds {recipe.default.name}",
+            hint="leave the weights out, or load the model it was quantized from",
+        )
     if weights in (None, "float32"):
         return checkpoint
     return quantized_copy(checkpoint, recipe_of(weights))

@@ -6,6 +6,7 @@ was deleted by its owner and is kept only for those that stand on it. Names keep
 
 import os
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 from griffinlm.generation.store.errors import StoreError
 
 BUSY_TIMEOUT_SECONDS = 60.0
+RETRY_SECONDS = 0.005
 APPLICATION_ID = 0x67724673
 FORMAT_VERSION = 1
 LOOKUPS_AT_ONCE = 500
@@ -155,9 +157,15 @@ class Index:
 
     def empty_log(self) -> None:
         """Writes the log into the database and cuts it to nothing: what was deleted is in neither."""
-        busy = self._run("PRAGMA wal_checkpoint(TRUNCATE)")[0][0]
-        if busy:
-            raise StoreError(f"deleted from state store {self._where}, but another process still reads the old index")
+        deadline = time.monotonic() + BUSY_TIMEOUT_SECONDS
+        # SQLite waits for readers and writers by itself, but not for another process that empties the log.
+        while self._run("PRAGMA wal_checkpoint(TRUNCATE)")[0][0]:
+            if time.monotonic() > deadline:
+                raise StoreError(
+                    f"deleted from state store {self._where}, but others keep its log from being emptied",
+                    hint="the next deletion empties it",
+                )
+            time.sleep(RETRY_SECONDS)
 
     # Finding.
 
