@@ -37,7 +37,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
 def random_model(config: RecurrentGemmaConfig) -> RecurrentGemmaForCausalLM:
     """A model whose parameters are small random numbers; drawing them as transformers does takes minutes."""
     with torch.device("meta"):
-        model = RecurrentGemmaForCausalLM(config)
+        # Any: the annotations of transformers deny what its own documentation does.
+        model: Any = RecurrentGemmaForCausalLM(config)
     model = model.to(torch.bfloat16).to_empty(device="cpu").eval()
     model.tie_weights()
     for parameter in model.parameters():
@@ -54,8 +55,9 @@ class Conversation:
     """A model with the memory of one conversation: recurrent states on its modules, keys and values in a cache."""
 
     def __init__(self, model: RecurrentGemmaForCausalLM) -> None:
-        self.model, self.config = model, model.config
-        model._setup_cache(model.config, 1, model.device, model.dtype)
+        self.model: Any = model
+        self.config: Any = model.config
+        self.model._setup_cache(model.config, 1, model.device, model.dtype)
         self.cache = DynamicCache(config=model.config)
 
     def set_position(self, position: int) -> None:

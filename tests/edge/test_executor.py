@@ -209,3 +209,16 @@ def test_a_mark_is_good_after_rings_have_grown(window_dtype):
     executor.rollback(1, mark)
     assert is_same(executor.export_state(1), before)
     assert_agree(executor.prefill([1], end, None, "all"), first, *pair.row)
+
+
+@pytest.mark.parametrize("name", ["attention first", "Gemma"])
+def test_a_slot_read_by_itself_is_the_same_whatever_others_hold_bit_by_bit(name):
+    config = CONFIGS[name]
+    if name == "attention first":
+        config = config_of(name, 2, attention=dataclasses.replace(config.attention, window_tokens=50))
+    pair = engines(config)
+    tokens, chunks = pair.tokens(1, 60), [4, 1, 2, 1, 1, 7, 1, 1, 1, 1, 13, 1, *[1] * 26]
+    alone, beside = pair.executor(), pair.executor(3)
+    beside.prefill([0], pair.tokens(1, 150), None, "none")
+    np.testing.assert_array_equal(read(beside, [1], tokens, chunks), read(alone, [0], tokens, chunks))
+    assert is_same(beside.export_state(1), alone.export_state(0))
