@@ -21,7 +21,7 @@ from griffinlm.checkpoint import (
 from griffinlm.config import ModelConfig
 from griffinlm.edge import engine as engine_module
 from griffinlm.edge import memory
-from griffinlm.edge.engine import OnnxEngine, activation_levels, build_engine, new_session, num_threads
+from griffinlm.edge.engine import OnnxEngine, activation_levels, build_engine, new_session
 from griffinlm.edge.graph import BuiltGraph, Graph
 from griffinlm.edge.linear import Linears
 from griffinlm.edge.memory import NotEnoughMemoryError
@@ -210,8 +210,3 @@ def test_largest_activations_times_largest_weights_are_exact(levels: int, sign: 
     x = np.array([[3.0] * 64, [-0.01] * 64], np.float32)
     (found,) = new_session(built, checkpoint, 1).run(None, {"x": x})
     np.testing.assert_allclose(found, x.sum(axis=1, keepdims=True) * np.full((2, 17), sign), rtol=1e-6)
-
-
-def test_threads_are_those_asked_for_or_one_a_core():
-    assert num_threads(3) == 3
-    assert num_threads(None) >= 1
