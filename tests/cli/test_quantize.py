@@ -1,6 +1,5 @@
 """griffin quantize: smaller weights, and a report of every matrix."""
 
-import importlib.util
 import json
 import sys
 
@@ -98,7 +97,6 @@ def test_convert_makes_floats_of_it_again(griffin, tiny_model_directory, tmp_pat
     assert floats.tensor("embedding.weight").tobytes() == there.tensor("embedding.weight").tobytes()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="needs onnxruntime")
 def test_a_calibration_text_changes_the_scales(griffin, tiny_model_directory, tmp_path):
     text = tmp_path / "text.jsonl"
     text.write_text("".join(json.dumps({"text": line}) + "\n" for line in ("the hawk", "the hill they hunt over")))
