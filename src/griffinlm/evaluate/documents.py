@@ -1,59 +1,112 @@
 """Documents out of text files."""
 
+import gzip
 import io
 import json
 import lzma
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from griffinlm.errors import GriffinError
 
-SUFFIXES = (".jsonl", ".jsonl.xz", ".txt")
+SUFFIXES = (".jsonl", ".jsonl.xz", ".jsonl.gz", ".jsonl.zst", ".txt")
 
 
 class DocumentError(GriffinError):
     """A text file that cannot be read, or a row of it that is no document; the message names file and line."""
 
 
-def read_documents(path: Path) -> Iterator[str]:
-    """The documents of a file: each row's "text" in `.jsonl` and `.jsonl.xz`, the whole file in `.txt`.
+@dataclass(frozen=True)
+class RowRules:
+    """What counts as a document, and what happens to a row that is none."""
+
+    field: str = "text"
+    """Name of the field of a row that holds the text."""
+    largest_row_bytes: int | None = None
+    """A longer row is a bad one, and is never held in memory."""
+    allow_empty: bool = True
+    """Whether blank rows are passed over, and empty texts are documents."""
+    on_bad_row: Callable[[DocumentError], None] | None = None
+    """Called with the fault of every bad row, which is then left out; None raises it."""
+
+
+def read_documents(path: Path, rules: RowRules = RowRules()) -> Iterator[str]:
+    """The documents of a file: a field of each row in `.jsonl` (packed as .xz, .gz or .zst too), the whole `.txt`.
 
     Raises:
         DocumentError: the file cannot be read, has another name or no documents, is not UTF-8, or a row is no JSON
-            object whose "text" is a string.
+            object whose field is a string.
     """
     if not path.name.endswith(SUFFIXES):
         raise DocumentError(f"text file {path} has an unknown ending; allowed are {', '.join(SUFFIXES)}")
     num_documents = 0
     try:
         with _open(path) as file:
-            for document in _whole(path, file) if path.suffix == ".txt" else _rows(path, file):
+            for document in _whole(path, file) if path.suffix == ".txt" else _rows(path, file, rules):
                 num_documents += 1
                 yield document
-    except (OSError, EOFError, lzma.LZMAError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise DocumentError(f"text file {path} cannot be read: {reason}") from error
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise _unreadable(path, error) from error
+    except Exception as error:
+        # The class is imported only where a file is packed so.
+        if type(error).__name__ != "ZstdError":
+            raise
+        raise _unreadable(path, error) from error
     if not num_documents:
         raise DocumentError(f"text file {path} is empty; it must hold at least one document")
 
 
-def _open(path: Path) -> BinaryIO:
-    if path.suffix == ".xz":
-        return io.BufferedReader(lzma.open(path, "rb"))
-    return open(path, "rb")
+def _unreadable(path: Path, error: Exception) -> DocumentError:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return DocumentError(f"text file {path} cannot be read: {reason}")
 
 
-def _whole(path: Path, file: BinaryIO) -> Iterator[str]:
+def _open(path: Path) -> IO[bytes]:
+    match path.suffix:
+        case ".xz":
+            return io.BufferedReader(lzma.open(path, "rb"))
+        case ".gz":
+            return gzip.open(path, "rb")
+        case ".zst":
+            try:
+                import zstandard
+            except ModuleNotFoundError as error:
+                raise DocumentError(f"{path} needs zstandard", hint="pip install 'griffinlm[train]'") from error
+            return io.BufferedReader(zstandard.open(path, "rb"))
+        case _:
+            return open(path, "rb")
+
+
+def _whole(path: Path, file: IO[bytes]) -> Iterator[str]:
     data = file.read()
     if data:
         yield _decode(data, path, 1)
 
 
-def _rows(path: Path, file: BinaryIO) -> Iterator[str]:
-    for number, line in enumerate(file, 1):
-        if line.strip():
-            yield _document(_decode(line, path, number), path, number)
+def _rows(path: Path, file: IO[bytes], rules: RowRules) -> Iterator[str]:
+    limit = -1 if rules.largest_row_bytes is None else rules.largest_row_bytes
+    number = 0
+    while line := file.readline(limit + 1 if limit >= 0 else -1):
+        number += 1
+        try:
+            if limit >= 0 and len(line) > limit and not line.endswith(b"\n"):
+                _pass_over_line(file)
+                raise DocumentError(f"{path}, line {number}: the row is longer than {limit:,} bytes")
+            if rules.allow_empty and not line.strip():
+                continue
+            yield _document(_decode(line, path, number), path, number, rules)
+        except DocumentError as error:
+            if rules.on_bad_row is None:
+                raise
+            rules.on_bad_row(error)
+
+
+def _pass_over_line(file: IO[bytes]) -> None:
+    while (piece := file.readline(1 << 20)) and not piece.endswith(b"\n"):
+        pass
 
 
 def _decode(data: bytes, path: Path, first_line: int) -> str:
@@ -64,18 +117,23 @@ def _decode(data: bytes, path: Path, first_line: int) -> str:
         raise DocumentError(f"{path}, line {line}: it is not UTF-8 (byte 0x{data[error.start]:02x})") from None
 
 
-def _document(row: str, path: Path, line: int) -> str:
+def _document(row: str, path: Path, line: int, rules: RowRules) -> str:
+    if not row.strip():
+        raise DocumentError(f"{path}, line {line}: the row is empty")
+    name = json.dumps(rules.field)
     try:
         values = json.loads(row)
     except (ValueError, RecursionError) as error:
         raise DocumentError(f"{path}, line {line}: the row is no JSON ({error})") from error
-    if not isinstance(values, dict) or "text" not in values:
-        raise DocumentError(f'{path}, line {line}: the row has no field "text"')
-    text = values["text"]
+    if not isinstance(values, dict) or rules.field not in values:
+        raise DocumentError(f"{path}, line {line}: the row has no field {name}")
+    text = values[rules.field]
     if not isinstance(text, str):
-        raise DocumentError(f'{path}, line {line}: "text" is a {type(text).__name__}; it must be a string')
+        raise DocumentError(f"{path}, line {line}: {name} is a {type(text).__name__}; it must be a string")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raise DocumentError(f'{path}, line {line}: "text" holds half a surrogate pair, which is no character') from None
+        raise DocumentError(f"{path}, line {line}: {name} holds half a surrogate pair, which is no character") from None
+    if not text and not rules.allow_empty:
+        raise DocumentError(f"{path}, line {line}: {name} is empty")
     return text
