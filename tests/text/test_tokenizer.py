@@ -41,6 +41,19 @@ def test_a_text_decodes_back_to_itself_and_holds_no_control_token(tokenizer, tex
     assert not control_ids(tokenizer) & set(ids)
 
 
+@given(text=tricky)
+def test_bytes_of_the_tokens_of_a_text_joined_are_the_text(tokenizer, text):
+    text = text.replace("\u2581", "")
+    pieces = [tokenizer.token_bytes(token) for token in tokenizer.encode(text)]
+    assert None not in pieces
+    assert b"".join(pieces).decode() == text
+
+
+def test_control_tokens_and_ids_without_a_token_have_no_bytes(tokenizer):
+    for token in (*control_ids(tokenizer), -1, tokenizer.vocab_size):
+        assert tokenizer.token_bytes(token) is None
+
+
 @given(ids=st.lists(st.integers(0, 300), max_size=30))
 def test_text_of_any_ids_holds_no_control_token_when_encoded_again(tokenizer, ids):
     assert not control_ids(tokenizer) & set(tokenizer.encode(tokenizer.decode(ids)))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from griffinlm.errors import GriffinError
+from griffinlm.generation.grammar import Matcher
 
 SEEDS = 2**63
 
@@ -103,6 +104,8 @@ class Sampler:
         end_ids: tokens held back until `min_tokens` have been chosen.
         num_choices: ids from here on are never chosen: a vocabulary may be larger than its tokenizer.
         num_alternatives: how many of the best tokens' log-probabilities to keep; None keeps none at all.
+        matcher: where the answer stands in a grammar; only what goes on there is chosen, and where nothing but an end
+            token could, the answer is complete, whatever `min_tokens`.
     """
 
     def __init__(
@@ -114,9 +117,11 @@ class Sampler:
         min_tokens: int = 0,
         num_choices: int | None = None,
         num_alternatives: int | None = None,
+        matcher: Matcher | None = None,
     ) -> None:
         self.parameters = parameters
-        self._seed = secrets.randbelow(SEEDS) if parameters.seed is None else int(parameters.seed)
+        self.seed = secrets.randbelow(SEEDS) if parameters.seed is None else int(parameters.seed)
+        """That of the parameters, or the one drawn where they have none."""
         self._position = first_position
         self._penalised = parameters.repetition_penalty != 1.0
         self._num_choices = num_choices
@@ -125,35 +130,70 @@ class Sampler:
         self._counts: Counter[int] = Counter()
         self._counted = parameters.presence_penalty != 0.0 or parameters.frequency_penalty != 0.0
         self._taken_off: np.ndarray | None = None
-        """What the counts take off every logit."""
         self._end_ids = list(end_ids)
         self._num_held_back = min_tokens
         self._num_alternatives = num_alternatives
+        self._matcher = matcher
         self.latest: TokenLogProbability | None = None
         """The log-probability of the token chosen last, where alternatives were asked for."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the answer ends with the token chosen last: its grammar allows nothing but an end token.
+
+        Raises:
+            GrammarError: no token goes on here, or finding them takes too much work.
+        """
+        return self._matcher is not None and self._matcher.is_complete
 
     def choose(self, logits: np.ndarray) -> int:
         """The next token from float32 logits [vocab], which stay as they are.
 
         Raises:
             SamplingError: a logit is not a number, or no token may be chosen.
+            GrammarError: as for `is_complete`.
         """
-        adjusted = self._penalise(logits[: self._num_choices])
+        adjusted = self._penalise(self._allowed(logits[: self._num_choices]))
         token = int(adjusted.argmax())
         if not math.isfinite(adjusted[token]):
             raise SamplingError(f"the best logit, of token {token}, is {adjusted[token]}; it must be finite")
         if self.parameters.temperature > 0:
             ids, weights = candidates(adjusted, self.parameters)
-            token = int(ids[draw(weights, uniform(self._seed, self._position))])
+            token = int(ids[draw(weights, uniform(self.seed, self._position))])
         if self._num_alternatives is not None:
-            self.latest = _log_probability(logits, token, self._num_alternatives)
+            self.latest = token_log_probability(logits, token, self._num_alternatives)
+        self._remember(token)
+        return token
+
+    def replay(self, token_ids: Iterable[int]) -> None:
+        """Takes over tokens that a sampler made like this one chose before: what follows goes on exactly as there.
+
+        Without a seed the parameters must hold the one that was drawn there, `seed`.
+
+        Raises:
+            GrammarError: the tokens do not follow the grammar.
+        """
+        for token in token_ids:
+            self._remember(token)
+
+    def _remember(self, token: int) -> None:
+        """All that the next choice depends on but its logits."""
         self._position += 1
         self._num_held_back -= 1
         if self._penalised and token not in self._seen:
             self._seen = np.append(self._seen, token)
         if self._counted:
-            self._count(token, adjusted)
-        return token
+            self._counts[token] += 1
+            if self._taken_off is not None:
+                self._taken_off[token] = self._penalty(token)
+        if self._matcher is not None:
+            self._matcher.accept(token)
+
+    def _allowed(self, logits: np.ndarray) -> np.ndarray:
+        """The logits, -inf where the grammar does not go on."""
+        if self._matcher is None:
+            return logits
+        return np.where(self._matcher.allowed()[: len(logits)], logits, np.float32(-np.inf))
 
     def _penalise(self, logits: np.ndarray) -> np.ndarray:
         held_back = self._num_held_back > 0 and self._end_ids
@@ -163,18 +203,22 @@ class Sampler:
         if self._seen.size:
             values, penalty = adjusted[self._seen], np.float32(self.parameters.repetition_penalty)
             adjusted[self._seen] = np.where(values > 0, values / penalty, values * penalty)
-        if self._taken_off is not None:
-            adjusted -= self._taken_off
+        if self._counts:
+            adjusted -= self._penalties(len(logits))
         if held_back:
             adjusted[self._end_ids] = -np.inf
         return adjusted
 
-    def _count(self, token: int, logits: np.ndarray) -> None:
+    def _penalties(self, num_choices: int) -> np.ndarray:
+        """What the counts take off every logit."""
         if self._taken_off is None:
-            self._taken_off = np.zeros_like(logits)
-        self._counts[token] += 1
-        per_time = self.parameters.frequency_penalty * self._counts[token]
-        self._taken_off[token] = self.parameters.presence_penalty + per_time
+            self._taken_off = np.zeros(num_choices, np.float32)
+            for token in self._counts:
+                self._taken_off[token] = self._penalty(token)
+        return self._taken_off
+
+    def _penalty(self, token: int) -> float:
+        return self.parameters.presence_penalty + self.parameters.frequency_penalty * self._counts[token]
 
 
 def candidates(logits: np.ndarray, parameters: SamplingParameters) -> tuple[Sequence[int] | np.ndarray, np.ndarray]:
@@ -294,7 +338,8 @@ def _first_above(reached: np.ndarray, number: float) -> int:
     return int(min(np.searchsorted(reached, number, side="right"), np.searchsorted(reached, reached[-1])))
 
 
-def _log_probability(logits: np.ndarray, token: int, num_alternatives: int) -> TokenLogProbability:
+def token_log_probability(logits: np.ndarray, token: int, num_alternatives: int) -> TokenLogProbability:
+    """log p of a token under float32 logits [vocab], and the best tokens with theirs, best first."""
     normaliser = float(log_normaliser(logits))
     ids = _best(logits, num_alternatives) if num_alternatives else np.arange(0)
     ids = ids[np.argsort(-logits[ids], kind="stable")][:num_alternatives]

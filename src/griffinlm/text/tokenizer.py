@@ -102,6 +102,13 @@ class Tokenizer:
         """
         return b"".join(map(self._token_bytes, ids)).decode("utf-8", "replace")
 
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """UTF-8 bytes that a token adds to a text, perhaps part of a character; None for control tokens and no token.
+
+        Those of `encode(text)`, joined, are the text.
+        """
+        return None if token_id in self._control_ids else self._backend.token_bytes(token_id)
+
     def stream(self) -> TextStream:
         """A decoder that takes one id at a time."""
         return TextStream(self._token_bytes)
