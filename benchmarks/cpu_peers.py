@@ -12,23 +12,17 @@ the better of flash attention off and on. Its GGUF files need 6 GB under --work;
 """
 
 import argparse
-import datetime
 import json
-import os
-import platform
-import re
-import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from memory_and_speed import processor
 from peers.comparison import compare, summarize
 from peers.programs import Program, RunError, all_programs
+from report import header, write
 
-import griffinlm
 from griffinlm.errors import GriffinError
 from griffinlm.evaluate.bandwidth import read_bandwidth
 
@@ -176,15 +170,8 @@ def run(options: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
         work = options.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         results = measure(chosen, interpreters, work, options.rounds, options.threads, options.smoke)
-    today = datetime.date.today().isoformat()
     report = {
-        "command": shlex.join(["python", "benchmarks/cpu_peers.py", *map(without_folders, arguments)]),
-        "date": today,
-        "processor": processor(),
-        "logical_cores": os.cpu_count(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "griffinlm": griffinlm.__version__,
+        **header("cpu_peers", [without_folders(argument) for argument in arguments]),
         "threads": options.threads,
         "rounds": options.rounds,
         "smoke": options.smoke,
@@ -193,10 +180,7 @@ def run(options: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
         **results,
     }
     if options.out is not None:
-        device = re.sub(r"[^a-z0-9]+", "-", report["processor"].lower()).strip("-")
-        options.out.mkdir(parents=True, exist_ok=True)
-        path = options.out / f"{device}-{today}-cpu_peers.json"
-        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write(report, "cpu_peers", options.out)
     return report
 
 

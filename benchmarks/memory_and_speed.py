@@ -8,12 +8,8 @@ tokens take as long as the first 1,000 past the window, within 10% (medians).
 """
 
 import argparse
-import datetime
 import json
 import os
-import platform
-import re
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -21,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from report import header, write
 
 import griffinlm
 from griffinlm.errors import GriffinError
@@ -153,15 +150,6 @@ def measure(model: griffinlm.LanguageModel, prompt: str | list[int], num_tokens:
     }
 
 
-def processor() -> str:
-    """The processor's name as the system gives it."""
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-    except FileNotFoundError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", default="eyas", help="model directory or name (default: eyas)")
@@ -181,17 +169,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except GriffinError as error:
         print(f"error: {error}", *([f"hint: {error.hint}"] if error.hint else []), sep="\n", file=sys.stderr)
         return 2
-    today = datetime.date.today().isoformat()
     report = {
-        "command": shlex.join(
-            ["python", "benchmarks/memory_and_speed.py", *(sys.argv[1:] if arguments is None else arguments)]
-        ),
-        "date": today,
-        "processor": processor(),
-        "logical_cores": os.cpu_count(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "griffinlm": griffinlm.__version__,
+        **header("memory_and_speed", sys.argv[1:] if arguments is None else arguments),
         "model": options.model,
         "engine": options.engine,
         "weights": weights_run(checkpoint, options.engine, model.precision),
@@ -200,10 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         **results,
     }
     if options.out is not None:
-        device = re.sub(r"[^a-z0-9]+", "-", report["processor"].lower()).strip("-")
-        options.out.mkdir(parents=True, exist_ok=True)
-        path = options.out / f"{device}-{today}-memory_and_speed.json"
-        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write(report, "memory_and_speed", options.out)
     print(json.dumps(report) if options.json else "\n".join(f"{name}: {value}" for name, value in report.items()))
     return 0
 

@@ -342,6 +342,8 @@ def test_without_a_tokenizer_only_text_complains(gemma):
         (lambda m: m.forward([[1]], positions=[[0, 1]]), "positions are"),
         (lambda m: m.forward([[1]], logits="some"), "logits is 'some'"),
         (lambda m: m.forward([[1]], m.new_state(rows=2)), "2 rows"),
+        (lambda m: m.new_state(2.5), "rows is 2.5; it must be a whole number"),
+        (lambda m: m.new_state(10**9), r"a state of 1000000000 rows takes \d+ bytes"),
         (lambda m: m.forward([[1]], "state"), "griffinlm.State"),
         (lambda m: m.generate([]), "prompt 0 is empty"),
         (lambda m: m.generate("", state=m.new_state()), "prompt 0 is empty"),

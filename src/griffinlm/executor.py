@@ -1,6 +1,6 @@
 """The protocol between whoever turns requests into tokens and whoever owns the memory of the model."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -55,8 +55,18 @@ class Executor(Protocol):
         """Fills the slot from arrays as `export_state` gives them."""
         ...
 
+    def use_adapter(self, slot: int, name: str | None) -> None:
+        """Computes the slot's tokens with that adapter of the engine from now on, or with none; its state stays.
+
+        Slots with different adapters run side by side in one call.
+
+        Raises:
+            ExecutorError: the engine has no adapter of that name.
+        """
+        ...
+
     def release(self, slot: int) -> None:
-        """Empties the slot, so that the next conversation finds nothing of the last."""
+        """Empties the slot, so that the next conversation finds nothing of the last, its adapter included."""
         ...
 
 
@@ -104,7 +114,7 @@ def check_prefill(
             found = f"{positions.dtype}{list(positions.shape)}"
             raise ExecutorError(f"positions are {found}; they must be signed whole numbers {list(tokens.shape)}")
         real = positions >= 0
-        _check_continuation(positions, num_tokens)
+        check_continuation(positions, num_tokens)
         newest = positions.max(axis=1)
     check_tokens(config, tokens[real])
     if capacity is not None and newest.max() >= capacity:
@@ -112,6 +122,13 @@ def check_prefill(
             f"the conversation reaches {newest.max() + 1} tokens; the state's capacity is {capacity}",
             hint="make the state with a larger capacity",
         )
+
+
+def require_arrays(arrays: Mapping[str, np.ndarray], names: Iterable[str]) -> None:
+    """Refuses a state that lacks some of the arrays named; ExecutorError names the first."""
+    missing = [name for name in names if name not in arrays]
+    if missing:
+        raise ExecutorError(f"a state has no array {missing[0]}; the executor needs it")
 
 
 def check_tokens(config: ModelConfig, tokens: np.ndarray) -> None:
@@ -125,7 +142,25 @@ def check_tokens(config: ModelConfig, tokens: np.ndarray) -> None:
         raise ExecutorError(f"token id {wrong[0]} is not in the vocabulary; ids are 0 to {config.vocab_size - 1}")
 
 
-def _check_continuation(positions: np.ndarray, num_tokens: np.ndarray) -> None:
+def check_adapter(names: Collection[str], name: str | None) -> None:
+    """Refuses the name of an adapter that an engine does not have.
+
+    Raises:
+        ExecutorError: it lists those that are there.
+    """
+    if name is not None and name not in names:
+        raise ExecutorError(f"there is no adapter {name!r}; loaded are {', '.join(names) or 'none'}")
+
+
+def check_continuation(positions: np.ndarray, num_tokens: np.ndarray) -> None:
+    """Refuses positions [rows, tokens] that neither start a document, pad, nor continue the tokens read before.
+
+    Args:
+        num_tokens: [rows], tokens of each row's document read so far.
+
+    Raises:
+        ExecutorError: it names the first.
+    """
     if positions.min() < -1:
         raise ExecutorError(f"position {positions.min()} is below -1; -1 is padding and 0 starts a document")
     for row, before in zip(positions, num_tokens, strict=True):

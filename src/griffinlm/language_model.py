@@ -3,14 +3,14 @@
 import hashlib
 import json
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Integral
-from typing import Any, Unpack, overload
+from typing import Any, NamedTuple, Unpack, overload
 
 import numpy as np
 
 from griffinlm.config import ModelConfig
-from griffinlm.executor import Engine, Executor, ExecutorError, LogitsChoice, check_tokens
+from griffinlm.executor import Engine, Executor, ExecutorError, LogitsChoice, check_adapter, check_tokens
 from griffinlm.generation.answering import Answers, GenerationError, GenerationOptions, Options
 from griffinlm.generation.completion import Generation
 from griffinlm.generation.sampling import log_normaliser
@@ -25,20 +25,75 @@ SCORED_LOGITS_AT_MOST = 1 << 25
 Prompt = str | Sequence[int]
 
 
-class LanguageModel:
-    """A model ready to run, with its tokenizer where it has one. Holds no conversation: states go in and come out."""
+class LoadedAdapter(NamedTuple):
+    """What a model knows of an adapter that its engine holds."""
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer | None, weights_digest: Callable[[], str]) -> None:
-        self.engine = engine
-        self._tokenizer = tokenizer
+    digest: str
+    initial_state: Mapping[str, np.ndarray] | None = None
+    """Arrays of the state that conversations begin from, where that is what was tuned: one row, BOS read."""
+
+
+class LanguageModel:
+    """A model ready to run, with its tokenizer where it has one. Holds no conversation: states go in and come out.
+
+    Args:
+        adapters: those of the engine, by name.
+        adapter: the one of them that this model computes with; `with_adapter` gives models of the others.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer | None,
+        weights_digest: Callable[[], str],
+        adapters: Mapping[str, LoadedAdapter] | None = None,
+        adapter: str | None = None,
+    ) -> None:
+        self.engine, self.adapter = engine, adapter
+        self._tokenizer, self._weights_digest = tokenizer, weights_digest
+        self._adapters = dict(adapters or {})
+        self._views: dict[str | None, LanguageModel] = {adapter: self}
         self.identity = Identity(
             lambda: Fingerprint(
                 weights=_model_digest(engine.config, weights_digest()),
                 precision=engine.precision,
                 window_dtype=engine.window_dtype,
                 tokenizer="" if tokenizer is None else tokenizer.digest,
+                adapter="" if adapter is None else self._adapters[adapter].digest,
             )
         )
+
+    @property
+    def adapter_names(self) -> tuple[str, ...]:
+        """Adapters that can be chosen, whichever is chosen here."""
+        return tuple(self._adapters)
+
+    def with_adapter(self, name: str | None) -> "LanguageModel":
+        """The model with an adapter, or with none. Both share the weights; neither takes the other's states.
+
+        Raises:
+            ExecutorError: no adapter of that name is loaded.
+        """
+        check_adapter(self._adapters, name)
+        if name not in self._views:
+            view = LanguageModel(self.engine, self._tokenizer, self._weights_digest, self._adapters, name)
+            view._views = self._views
+            self._views[name] = view
+        return self._views[name]
+
+    @property
+    def initial_ids(self) -> list[int]:
+        """The tokens that `initial_state` has read: BOS, or none where that is None."""
+        if self.initial_state() is None or self.tokenizer.bos_id is None:
+            return []
+        return [self.tokenizer.bos_id]
+
+    def initial_state(self, rows: int = 1) -> State | None:
+        """What every conversation begins from where the adapter is a tuned state; None is a state that is empty."""
+        arrays = None if self.adapter is None else self._adapters[self.adapter].initial_state
+        if arrays is None:
+            return None
+        return State({name: np.repeat(array, rows, axis=0) for name, array in arrays.items()}, self.identity)
 
     @property
     def config(self) -> ModelConfig:
@@ -63,15 +118,22 @@ class LanguageModel:
         return self._tokenizer
 
     def new_state(self, rows: int = 1, capacity: int | None = None) -> State:
-        """The state of rows that have read nothing.
+        """The state of rows that have read nothing, but for the BOS of a tuned state.
 
         Args:
             capacity: tokens to keep room for; needed by models with global attention, refused by the others.
         """
-        if rows < 1:
-            raise StateError(f"rows is {rows}; a state has at least 1")
-        layout = state_layout(self.config, rows, capacity, self.window_dtype, self.precision)
-        arrays = {name: np.zeros(spec.shape, spec.dtype) for name, spec in layout.items()}
+        if isinstance(rows, bool) or not isinstance(rows, Integral) or rows < 1:
+            raise StateError(f"rows is {rows!r}; it must be a whole number, 1 or above")
+        layout = state_layout(self.config, int(rows), capacity, self.window_dtype, self.precision)
+        try:
+            initial = self.initial_state(int(rows))
+            if initial is not None and capacity is None:
+                return initial
+            arrays = {name: np.zeros(spec.shape, spec.dtype) for name, spec in layout.items()}
+        except MemoryError as error:
+            num_bytes = sum(spec.nbytes for spec in layout.values())
+            raise StateError(f"a state of {rows} rows takes {num_bytes} bytes, more than there is memory") from error
         arrays["pending"][:] = NOTHING_PENDING
         return State(arrays, self.identity)
 
@@ -111,7 +173,7 @@ class LanguageModel:
                 f"the state has a pending token ({state.pending.max()}) that the model has not read",
                 hint="generate, stream and read consume it; or give it as the first token to state.with_pending([-1])",
             )
-        executor = self._executor(state, len(tokens), tokens.shape[1])
+        executor = self._executor(state or self.initial_state(len(tokens)), len(tokens), tokens.shape[1])
         out = _prefill(executor, range(len(tokens)), tokens, places, logits)
         return out, self._export(executor)
 
@@ -141,13 +203,14 @@ class LanguageModel:
         """Continues a prompt, or several side by side (one row of the state each); every answer is as if alone.
 
         Without a state the prompt begins with BOS; with one it goes on where the state stands, its pending token first.
-        Text never becomes control tokens; ids are taken as they are, without BOS.
+        Text never becomes control tokens; ids are taken as they are, without BOS. A tuned state has read BOS, so that
+        of a prompt without a state is left out.
 
         Args:
             prompt: text, or a list of ids; or a list of these.
             num_answers: gives that many answers to each prompt, which is read once, as a list. With a seed, answer i is
                 the one that seed + i gives alone.
-            options: max_tokens (256), min_tokens, stop, log_probabilities, capacity, and the fields of
+            options: max_tokens (256), min_tokens, stop, json_schema, log_probabilities, logit_bias, capacity, and the fields of
                 `SamplingParameters`.
         """
         several = isinstance(prompt, list | tuple) and len(prompt) > 0 and isinstance(prompt[0], str | list | tuple)
@@ -170,24 +233,24 @@ class LanguageModel:
         """The state after reading text (or ids), its pending token first; BOS first where no state is given."""
         self._check_state(state, 1)
         ids = self._prompt_ids(text, state, 0)
-        executor = self._executor(state, 1, None)
+        executor = self._executor(state or self.initial_state(), 1, None)
         _prefill(executor, [0], np.asarray([ids], np.int64), None, "none")
         return self._export(executor)
 
     def score(self, text: Prompt) -> np.ndarray:
-        """log p of every token of a text after those before it, BOS in front (of ids: all but the first); [tokens]."""
-        ids = self._prompt_ids(text, None, 0)
+        """log p of every token of a text after those before it, BOS in front (of ids: all but the first); [tokens].
+
+        The token after the BOS of a tuned state has the probability that the model itself gives it.
+        """
+        ids, initial = self.with_adapter(None)._prompt_ids(text, None, 0), self.initial_state()
         executor = self._executor(None, 1, len(ids))
         size = max(1, min(FORWARD_CHUNK_TOKENS, SCORED_LOGITS_AT_MOST // self.config.vocab_size))
-        found = []
-        for start in range(0, len(ids) - 1, size):
-            chunk = np.asarray([ids[start : min(start + size, len(ids) - 1)]], np.int64)
-            logits = executor.prefill([0], chunk, None, "all")
-            assert logits is not None
-            targets = ids[start + 1 : start + 1 + chunk.shape[1]]
-            chosen = logits[0][np.arange(len(targets)), targets]
-            found.append(chosen - log_normaliser(logits[0]))
-        return np.concatenate(found) if found else np.zeros(0)
+        if initial is None:
+            return _score(executor, ids, size)
+        num_read = self._num_initial(ids)
+        first = _score(executor, ids[: num_read + 1], size)
+        executor.import_state(0, initial.arrays())
+        return np.concatenate([first, _score(executor, ids[num_read:], size)])
 
     def _answers(
         self, prompts: Sequence[Prompt], state: State | None, options: Options, num_answers: int = 1
@@ -195,22 +258,23 @@ class LanguageModel:
         checked = GenerationOptions.of(options)
         if checked.stop and self._tokenizer is None:
             raise GenerationError("stop strings need a tokenizer, which this model does not have")
+        if checked.logit_bias:
+            check_tokens(self.config, np.asarray([*checked.logit_bias]))
         if checked.capacity is not None and (state is not None or not self.config.needs_capacity):
             raise GenerationError(
                 f"capacity is {checked.capacity}; only a new state of a model with global attention takes one"
             )
         self._check_state(state, len(prompts))
-        states = [None if state is None else state.row(row) for row in range(len(prompts))]
-        ids = [
-            self._prompt_ids(prompt, one, row) for row, (prompt, one) in enumerate(zip(prompts, states, strict=True))
-        ]
+        rows = [None if state is None else state.row(row) for row in range(len(prompts))]
+        ids = [self._prompt_ids(prompt, one, row) for row, (prompt, one) in enumerate(zip(prompts, rows, strict=True))]
+        states = [one or self.initial_state() for one in rows]
         room = max(checked.capacity or 0, max(len(one) for one in ids) + checked.max_tokens)
         executor = self.engine.executor(len(ids) * num_answers, self._capacity(state, room))
 
         def make_state(arrays: dict[str, np.ndarray]) -> State:
             return State(arrays, self.identity)
 
-        return Answers(executor, ids, states, checked, self._tokenizer, make_state, num_answers)
+        return Answers(executor, ids, states, checked, self._tokenizer, make_state, num_answers, self.adapter)
 
     def _prompt_ids(self, prompt: Prompt, state: State | None, row: int) -> list[int]:
         pending = [] if state is None or state.pending[0] == NOTHING_PENDING else [int(state.pending[0])]
@@ -220,12 +284,19 @@ class LanguageModel:
         else:
             ids = [*pending, *_whole_numbers(prompt)]
             check_tokens(self.config, np.asarray(ids))
+        if state is None:
+            ids = ids[self._num_initial(ids) :]
         if not ids:
             raise GenerationError(
                 f"prompt {row} is empty and its state has no pending token, so there is nothing to go on from",
                 hint="give at least one character or token",
             )
         return ids
+
+    def _num_initial(self, ids: list[int]) -> int:
+        """How many tokens at the front of a document's ids the initial state has read already."""
+        initial = self.initial_ids
+        return len(initial) if ids[: len(initial)] == initial else 0
 
     def _check_state(self, state: State | None, rows: int) -> None:
         if state is None:
@@ -251,8 +322,10 @@ class LanguageModel:
 
     def _executor(self, state: State | None, rows: int, room: int | None) -> Executor:
         executor = self.engine.executor(rows, self._capacity(state, room))
-        if state is not None:
-            for row in range(rows):
+        for row in range(rows):
+            if self.adapter is not None:
+                executor.use_adapter(row, self.adapter)
+            if state is not None:
                 executor.import_state(row, state.row(row).arrays())
         return executor
 
@@ -295,6 +368,19 @@ def _require_answers(num_answers: Any) -> int:
     if isinstance(num_answers, bool) or not isinstance(num_answers, Integral) or num_answers < 1:
         raise GenerationError(f"num_answers is {num_answers!r}; it must be a whole number, 1 or above")
     return int(num_answers)
+
+
+def _score(executor: Executor, ids: list[int], size: int) -> np.ndarray:
+    """log p of every id but the first after those before it, read into slot 0 in chunks of `size`; [ids - 1]."""
+    found = []
+    for start in range(0, len(ids) - 1, size):
+        chunk = np.asarray([ids[start : min(start + size, len(ids) - 1)]], np.int64)
+        logits = executor.prefill([0], chunk, None, "all")
+        assert logits is not None
+        targets = ids[start + 1 : start + 1 + chunk.shape[1]]
+        chosen = logits[0][np.arange(len(targets)), targets]
+        found.append(chosen - log_normaliser(logits[0]))
+    return np.concatenate(found) if found else np.zeros(0)
 
 
 def _model_digest(config: ModelConfig, weights_digest: str) -> str:

@@ -2,17 +2,23 @@
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from griffinlm.checkpoint import Checkpoint, CheckpointError, open_checkpoint, pull, quantized_copy
+from griffinlm.checkpoint.adapter import AdapterTerms, LowRankAdapter, read_low_rank
 from griffinlm.errors import GriffinError
 from griffinlm.executor import Engine
-from griffinlm.language_model import LanguageModel
+from griffinlm.language_model import LanguageModel, LoadedAdapter
 from griffinlm.quantization import recipe_of
+from griffinlm.state import NOTHING_PENDING, State
 from griffinlm.text import Tokenizer
 
 BUNDLED_MODELS = Path(__file__).parent / "data"
 MAX_THREADS = 1024
+MAX_ADAPTER_NAME_CHARACTERS = 100
 ENGINES = ("auto", "onnx", "torch")
 
 
@@ -27,6 +33,7 @@ def load(
     weights: str | None = None,
     window_dtype: str | None = None,
     threads: int | None = None,
+    adapters: Mapping[str, str | os.PathLike[str]] | None = None,
 ) -> LanguageModel:
     """Loads a model directory, a bundled model by name, or a repository pulled before (`griffin pull`).
 
@@ -39,9 +46,12 @@ def load(
         window_dtype: type of attention's keys and values in the state: "float32", "float16", "int8" (onnx) or
             "bfloat16" (torch). None is that of the activations.
         threads: CPU threads; None is one for every core.
+        adapters: by the name under which `LanguageModel.with_adapter` gives each, the directory of a low-rank adapter
+            as PEFT writes it, or a tuned initial state, which is the file of a state of this model.
 
     Raises:
-        GriffinError: no such model, damaged files, not enough memory, or a combination that no engine has.
+        GriffinError: no such model, damaged files, not enough memory, a combination that no engine has, or an adapter
+            of another model or kind.
     """
     if engine not in ENGINES:
         raise LoadError(f"engine is {engine!r}; allowed are {', '.join(ENGINES)}")
@@ -49,23 +59,32 @@ def load(
         raise LoadError(f"weights is {weights!r}; it must be the name of a type, such as int8")
     if threads is not None and not (isinstance(threads, int) and 1 <= threads <= MAX_THREADS):
         raise LoadError(f"threads is {threads!r}; it must be a whole number in 1..{MAX_THREADS}")
+    if adapters is not None and not isinstance(adapters, Mapping):
+        raise LoadError(f"adapters is a {type(adapters).__name__}; it must be a table of names and paths")
     if engine == "auto":
         engine = "torch" if device != "cpu" or "bfloat16" in (weights, window_dtype) else "onnx"
     checkpoint = open_checkpoint(find_model(path_or_name))
+    paths = {name: _adapter_path(name, path) for name, path in (adapters or {}).items()}
+    low_rank = {name: read_low_rank(path, checkpoint.config) for name, path in paths.items() if path.is_dir()}
+    terms = {name: low_rank[name].terms if name in low_rank else {} for name in paths}
     if engine == "torch":
-        built = _torch_engine(checkpoint, device, weights or "float32", window_dtype, threads)
+        built = _torch_engine(checkpoint, device, weights or "float32", window_dtype, threads, terms)
     else:
         if device != "cpu":
             raise LoadError(f"device is {device!r}; engine onnx runs on the cpu", hint="--engine torch")
         checkpoint = _with_weights(checkpoint, weights)
-        built = _onnx_engine(checkpoint, window_dtype, threads)
+        built = _onnx_engine(checkpoint, window_dtype, threads, terms)
     tokenizer = None
     if checkpoint.tokenizer_directory is not None:
         tokenizer = Tokenizer.from_directory(checkpoint.tokenizer_directory)
         if tokenizer.vocab_size > checkpoint.config.vocab_size:
             size = checkpoint.config.vocab_size
             raise LoadError(f"the tokenizer has {tokenizer.vocab_size} tokens; the model's vocabulary has {size}")
-    return LanguageModel(built, tokenizer, checkpoint.digest)
+    model = LanguageModel(built, tokenizer, checkpoint.digest)
+    if not paths:
+        return model
+    loaded = {name: _loaded_adapter(path, low_rank.get(name), model) for name, path in paths.items()}
+    return LanguageModel(built, tokenizer, checkpoint.digest, loaded)
 
 
 def find_model(path_or_name: str | os.PathLike[str]) -> Path:
@@ -108,17 +127,53 @@ def _with_weights(checkpoint: Checkpoint, weights: str | None) -> Checkpoint:
     return quantized_copy(checkpoint, recipe_of(weights))
 
 
-def _onnx_engine(checkpoint: Checkpoint, window_dtype: str | None, threads: int | None) -> Engine:
+def _adapter_path(name: object, path: str | os.PathLike[str]) -> Path:
+    if not isinstance(name, str) or not re.fullmatch(rf"[\w.-]{{1,{MAX_ADAPTER_NAME_CHARACTERS}}}", name):
+        raise LoadError(f"an adapter is called {str(name)[:60]!r}; letters, digits, dots, dashes and _ are allowed")
+    if not os.path.exists(path):
+        raise LoadError(f"there is no adapter {os.fspath(path)!r}")
+    if not os.path.isdir(path) and Path(path).suffix != ".safetensors":
+        raise LoadError(
+            f"{path} is no adapter: it must be a directory of PEFT's, or a state in a .safetensors file",
+            hint="a directory holds adapter_config.json and adapter_model.safetensors",
+        )
+    return Path(path)
+
+
+def _loaded_adapter(path: Path, low_rank: LowRankAdapter | None, model: LanguageModel) -> LoadedAdapter:
+    if low_rank is not None:
+        return LoadedAdapter(low_rank.digest())
+    if model.config.needs_capacity:
+        raise LoadError(f"{path} is a tuned state; a model with global attention has no state of fixed size to tune")
+    if model.tokenizer.bos_id is None:
+        raise LoadError(f"{path} is a tuned state; it needs a tokenizer with a begin token, which it has read")
+    state = State.load(path, model)
+    if state.rows != 1 or state.num_tokens[0] != 1 or state.pending[0] != NOTHING_PENDING:
+        found = f"{state.rows} rows of {', '.join(map(str, state.num_tokens[:3]))} tokens"
+        raise LoadError(f"{path} holds {found}; a tuned state has one row that has read the begin token alone")
+    if not all(np.isfinite(array.astype(np.float32)).all() for array in state.arrays().values()):
+        raise LoadError(f"{path} holds NaN or infinity")
+    return LoadedAdapter(state.digest(), state.arrays())
+
+
+def _onnx_engine(
+    checkpoint: Checkpoint, window_dtype: str | None, threads: int | None, adapters: AdapterTerms
+) -> Engine:
     from griffinlm.edge.engine import WINDOW_DTYPES, build_engine
 
     window_dtype = window_dtype or "float32"
     if window_dtype not in WINDOW_DTYPES:
         raise LoadError(f"window_dtype is {window_dtype!r}; engine onnx has {', '.join(WINDOW_DTYPES)}")
-    return build_engine(checkpoint, window_dtype, threads)
+    return build_engine(checkpoint, window_dtype, threads, adapters)
 
 
 def _torch_engine(
-    checkpoint: Checkpoint, device: str, weights: str, window_dtype: str | None, threads: int | None
+    checkpoint: Checkpoint,
+    device: str,
+    weights: str,
+    window_dtype: str | None,
+    threads: int | None,
+    adapters: AdapterTerms,
 ) -> Engine:
     try:
         import torch
@@ -139,4 +194,4 @@ def _torch_engine(
         ) from error
     if threads is not None:
         torch.set_num_threads(threads)
-    return build_engine(checkpoint.config, checkpoint.tensor, weights, window_dtype, device)
+    return build_engine(checkpoint.config, checkpoint.tensor, weights, window_dtype, device, adapters)

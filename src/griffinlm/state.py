@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -31,6 +31,17 @@ ARRAY_TYPES: dict[str, np.dtype] = {
 }
 
 
+_SAFETENSORS_TYPES: dict[str, np.dtype] = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I8": np.dtype(np.int8),
+    "I32": np.dtype(np.int32),
+    "I64": np.dtype(np.int64),
+}
+STATE_FILE = "state file"
+
+
 class StateError(GriffinError):
     """A state that does not fit: another model's, damaged, or used where it cannot be."""
 
@@ -45,6 +56,8 @@ class Fingerprint:
     window_dtype: str
     tokenizer: str
     """Digest of the tokenizer, empty where the model has none."""
+    adapter: str = ""
+    """Digest of the adapter that the state was made under, empty where there was none."""
     format_version: int = FORMAT_VERSION
 
 
@@ -130,6 +143,16 @@ def block_layout(
     return layout
 
 
+def attention_bytes_per_token(config: ModelConfig, window_dtype: str) -> int:
+    """Bytes that a token would add to the state if every block were global attention; 0 without sizes of attention.
+
+    2 * blocks * head size * bytes of a number, the cache of a transformer of the model's own depth and head.
+    """
+    if config.attention is None:
+        return 0
+    return 2 * len(config.block_kinds) * config.attention.head_size * ARRAY_TYPES[window_dtype].itemsize
+
+
 def state_layout(
     config: ModelConfig, rows: int, capacity: int | None, window_dtype: str, activation_dtype: str
 ) -> dict[str, ArraySpec]:
@@ -193,23 +216,17 @@ class State:
         names = states[0]._arrays
         return State({n: np.concatenate([s._arrays[n] for s in states]) for n in names}, states[0].identity)
 
+    def digest(self) -> str:
+        """SHA-256 of the arrays and of the fingerprint that they belong to."""
+        return _checksum(self._arrays, dataclasses.asdict(self.identity.fingerprint))
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a safetensors file with fingerprint and checksum, whole or not at all, readable by its owner alone.
 
         Raises:
             StateError: the file cannot be written; nothing is left behind.
         """
-        path = Path(path)
-        require_writable(path)
-        fingerprint = dataclasses.asdict(self.identity.fingerprint)
-        metadata = {
-            "griffinlm": json.dumps({"fingerprint": fingerprint, "checksum": _checksum(self._arrays, fingerprint)})
-        }
-        arrays = {name: np.ascontiguousarray(array) for name, array in self._arrays.items()}
-        try:
-            _write_whole(path, safetensors.numpy.save(arrays, metadata=metadata))
-        except OSError as error:
-            raise StateError(f"state file {path} cannot be written: {error.strerror or error}") from error
+        write_whole(path, seal(self._arrays, self.identity), STATE_FILE)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: StateOwner) -> "State":
@@ -218,28 +235,67 @@ class State:
         Raises:
             StateError: there is no such file, it is damaged, no state at all, or belongs to another model.
         """
-        path = Path(path)
-        arrays, metadata = _read(path)
-        try:
-            record = json.loads(metadata["griffinlm"])
-            fingerprint, checksum = dict(record["fingerprint"]), record["checksum"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise StateError(f"{path} is no state file of griffinlm") from error
-        if fingerprint.get("format_version") != FORMAT_VERSION:
-            version = fingerprint.get("format_version")
-            raise StateError(f"state file {path} has format version {version!r}; this program reads {FORMAT_VERSION}")
-        if checksum != _checksum(arrays, fingerprint):
-            raise StateError(f"state file {path} is damaged: its checksum does not match its content")
+        what = f"{STATE_FILE} {path}"
+        sealed = unseal(read_whole(path, STATE_FILE), STATE_FILE, str(path))
+        sealed.require_of(model, what)
+        check_layout(sealed.arrays, model, what)
+        return cls(sealed.arrays, model.identity)
+
+
+class Sealed(NamedTuple):
+    """The content of a file that `seal` made."""
+
+    arrays: dict[str, np.ndarray]
+    details: Any
+    fingerprint: Mapping[str, object]
+
+    def require_of(self, model: StateOwner, what: str) -> None:
+        """StateError, beginning with `what`, where the content belongs to another model."""
         expected = dataclasses.asdict(model.identity.fingerprint)
-        different = [name for name, value in expected.items() if fingerprint.get(name) != value]
+        different = [name for name, value in expected.items() if self.fingerprint.get(name) != value]
         if different:
-            found = ", ".join(f"{n} {_short(fingerprint.get(n))} instead of {_short(expected[n])}" for n in different)
+            pairs = ((name, _short(self.fingerprint.get(name)), _short(expected[name])) for name in different)
+            found = ", ".join(f"{name} {found} instead of {wanted}" for name, found, wanted in pairs)
             raise StateError(
-                f"state file {path} belongs to another model: {found}",
-                hint="load it with the model, precision and window type it was saved with",
+                f"{what} belongs to another model: {found}",
+                hint="load it with the model, precision, window type and adapter it was saved with",
             )
-        _check_layout(path, arrays, model)
-        return cls(arrays, model.identity)
+
+
+def seal(arrays: Mapping[str, np.ndarray], identity: Identity, details: object = None) -> bytes:
+    """A safetensors file of arrays and details, a JSON value, with fingerprint and a checksum over all three."""
+    # What is read back is what JSON makes of it; numbers may be numpy's.
+    details = json.loads(json.dumps(details, default=lambda number: number.item()))
+    fingerprint = dataclasses.asdict(identity.fingerprint)
+    record: dict[str, object] = {"fingerprint": fingerprint, "checksum": _checksum(arrays, fingerprint, details)}
+    if details is not None:
+        record["details"] = details
+    plain = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    return safetensors.numpy.save(plain, metadata={"griffinlm": json.dumps(record)})
+
+
+def unseal(content: bytes, kind: str, name: str) -> Sealed:
+    """What `seal` was given.
+
+    Args:
+        kind, name: what the content is called in a message.
+
+    Raises:
+        StateError: it is damaged, or nothing of the kind.
+    """
+    arrays, metadata = _parsed(content, kind, name)
+    try:
+        record = json.loads(metadata["griffinlm"])
+        fingerprint, checksum, details = dict(record["fingerprint"]), record["checksum"], record.get("details")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StateError(f"{name} is no {kind} of griffinlm") from error
+    if fingerprint.get("format_version") != FORMAT_VERSION:
+        version = fingerprint.get("format_version")
+        raise StateError(f"{kind} {name} has format version {version!r}; this program reads {FORMAT_VERSION}")
+    if checksum != _checksum(arrays, fingerprint, details):
+        raise StateError(f"{kind} {name} is damaged: its checksum does not match its content")
+    # Files of before there were adapters do not name one.
+    return Sealed(arrays, details, {"adapter": "", **fingerprint})
 
 
 def require_writable(path: Path) -> None:
@@ -256,7 +312,8 @@ def require_writable(path: Path) -> None:
         raise StateError(f"state file {path} cannot be written: there is no directory {path.parent}")
 
 
-def _check_layout(path: Path, arrays: dict[str, np.ndarray], model: StateOwner) -> None:
+def check_layout(arrays: Mapping[str, np.ndarray], model: StateOwner, what: str) -> None:
+    """Refuses arrays that are no state of the model; StateError begins with `what`."""
     capacity, rows = None, len(arrays["num_tokens"]) if arrays.get("num_tokens", np.zeros(())).ndim == 1 else 0
     if model.config.needs_capacity:
         keys = next((a for n, a in arrays.items() if n.endswith(".keys") and a.ndim == 3), None)
@@ -265,50 +322,70 @@ def _check_layout(path: Path, arrays: dict[str, np.ndarray], model: StateOwner) 
     found = {name: ArraySpec(array.shape, array.dtype) for name, array in arrays.items()}
     wrong = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
     if rows < 1 or wrong:
-        raise StateError(
-            f"state file {path} does not have the arrays of this model: {', '.join(wrong[:3]) or 'no rows'}"
-        )
+        raise StateError(f"{what} does not have the arrays of this model: {', '.join(wrong[:3]) or 'no rows'}")
     num_tokens, pending = arrays["num_tokens"], arrays["pending"]
     if num_tokens.min() < 0 or pending.min() < NOTHING_PENDING or pending.max() >= model.config.vocab_size:
-        raise StateError(f"state file {path} counts tokens or holds token ids that cannot be")
+        raise StateError(f"{what} counts tokens or holds token ids that cannot be")
     if capacity is not None and num_tokens.max() > capacity:
-        raise StateError(f"state file {path} holds {num_tokens.max()} tokens in a capacity of {capacity}")
+        raise StateError(f"{what} holds {num_tokens.max()} tokens in a capacity of {capacity}")
 
 
-def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def read_whole(path: str | os.PathLike[str], kind: str) -> bytes:
+    """The content of a file; StateError where it cannot be read."""
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            return arrays, file.metadata() or {}
+        return Path(path).read_bytes()
     except FileNotFoundError as error:
-        raise StateError(f"there is no state file {path}") from error
+        raise StateError(f"there is no {kind} {path}") from error
     except OSError as error:
-        raise StateError(f"state file {path} cannot be read: {error.strerror or error}") from error
+        raise StateError(f"{kind} {path} cannot be read: {error.strerror or error}") from error
+
+
+def write_whole(path: str | os.PathLike[str], content: bytes, kind: str) -> None:
+    """Temporary name, sync, rename: a reader sees the old file or the new one, and only its owner sees it.
+
+    Raises:
+        StateError: the file cannot be written; nothing is left behind.
+    """
+    path = Path(path)
+    require_writable(path)
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise StateError(f"{kind} {path} cannot be written: {error.strerror or error}") from error
+
+
+def _parsed(content: bytes, kind: str, name: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Arrays and metadata of a safetensors file."""
+    try:
+        # The library checks the header, but gives neither its metadata nor bfloat16.
+        arrays = {
+            array: np.frombuffer(view["data"], _SAFETENSORS_TYPES[view["dtype"]]).reshape(view["shape"])
+            for array, view in safetensors.deserialize(content)
+        }
+        header_bytes = int.from_bytes(content[:8], "little")
+        return arrays, json.loads(content[8 : 8 + header_bytes]).get("__metadata__", {})
     except (safetensors.SafetensorError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        raise StateError(f"{path} is no state file of griffinlm, or is damaged: {_one_line(error)}") from error
+        raise StateError(f"{name} is no {kind} of griffinlm, or is damaged: {_one_line(error)}") from error
 
 
-def _checksum(arrays: Mapping[str, np.ndarray], fingerprint: Mapping[str, object]) -> str:
+def _checksum(arrays: Mapping[str, np.ndarray], fingerprint: Mapping[str, object], details: object = None) -> str:
     digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode())
+    if details is not None:
+        digest.update(json.dumps(details, sort_keys=True).encode())
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Temporary name, sync, rename: a reader sees the old file or the new one."""
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _short(value: object) -> str:

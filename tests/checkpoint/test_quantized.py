@@ -303,7 +303,7 @@ def test_a_truncated_or_extended_file_is_refused(quantized: Path, change: Callab
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("format_version", 2),
+        ("format_version", 3),
         ("format_version", True),
         ("method", "magic"),
         ("method", ["clip"]),
@@ -323,6 +323,17 @@ def test_a_truncated_or_extended_file_is_refused(quantized: Path, change: Callab
 def test_a_damaged_record_is_refused(quantized: Path, field: str, value: object):
     change_record(quantized, lambda record: record.update({field: value}))
     assert "config.json" in str(refusal(quantized))
+
+
+def test_version_1_is_read_without_channels(quantized: Path):
+    change_record(quantized, lambda record: record.update(format_version=1))
+    open_checkpoint(quantized).verify()
+
+
+def test_channels_of_version_1_are_refused(quantized: Path):
+    change_record(quantized, lambda record: record.update(format_version=1))
+    change_record(quantized, lambda record: record["recipe"].update(overrides=[["*.up.weight", "int8-channel"]]))
+    assert "int8-channel is stored otherwise" in str(refusal(quantized))
 
 
 @pytest.mark.parametrize("field", ["format_version", "method", "source_digest", "checksums", "recipe"])

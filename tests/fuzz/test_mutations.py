@@ -9,8 +9,11 @@ from random import Random
 from typing import Any
 
 import pytest
+from adapters import random_factors, write_adapter
 from command_line import CommandLine, assert_one_error
 from mutations import damaged, damaged_header, damaged_json
+
+import griffinlm
 
 NUM_INPUTS = {
     "whole/config.json": 900,
@@ -21,6 +24,9 @@ NUM_INPUTS = {
     "whole/tokenizer_config.json": 700,
     "pickle/griffin.pt": 400,
     "state": 2000,
+    "adapter_config.json": 500,
+    "adapter_model.safetensors": 300,
+    "tuned.safetensors": 200,
     "prompt": 1200,
     "chat": 400,
     "documents": 400,
@@ -83,6 +89,29 @@ def test_damaged_states(griffin, directory, capsys, tmp_path):
         state.write_bytes(random.choice([damaged, damaged_header])(sound, random))
         statuses.append(assert_told(griffin, "state", number, "generate", "", *model, *ANSWER, "--state-in", state))
     report(capsys, "state", statuses)
+
+
+@pytest.mark.parametrize("kind", ["adapter_config.json", "adapter_model.safetensors", "tuned.safetensors"])
+def test_damaged_adapters(griffin, directory, capsys, tmp_path, kind):
+    """A tuned state is what a model remembers of the begin token alone."""
+    model = directory / "whole"
+    loaded = griffinlm.load(model)
+    if kind == "tuned.safetensors":
+        file = chosen = tmp_path / kind
+        loaded.read([loaded.tokenizer.bos_id]).save(file)
+    else:
+        factors = random_factors(loaded.config, 0)
+        chosen = write_adapter(tmp_path / "adapter", loaded.config, factors, alpha_pattern={"up": 2})
+        file = chosen / kind
+    sound, ways = file.read_bytes(), [damaged, damaged_json if kind.endswith(".json") else damaged_header]
+    command = ("generate", "the hawk", "--model", model, *ANSWER, "--adapter", chosen)
+    assert assert_told(griffin, kind, -1, *command) == 0
+    statuses = []
+    for number in range(NUM_INPUTS[kind]):
+        random = Random(f"{kind} {number}")
+        file.write_bytes(random.choice(ways)(sound, random))
+        statuses.append(assert_told(griffin, kind, number, *command))
+    report(capsys, kind, statuses)
 
 
 ODD_TEXTS = [

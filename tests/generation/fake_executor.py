@@ -35,6 +35,7 @@ class FakeExecutor:
     steps: list = field(default_factory=list)
     prefills: list = field(default_factory=list)
     """Slot and number of tokens of every call."""
+    adapters: dict = field(default_factory=dict)
 
     def __post_init__(self):
         self.read = {slot: [] for slot in range(self.num_slots)}
@@ -66,8 +67,13 @@ class FakeExecutor:
         self._refuse(arrays["read"])
         self.read[slot] = list(arrays["read"])
 
+    def use_adapter(self, slot, name):
+        assert self.read[slot] == []
+        self.adapters[slot] = name
+
     def release(self, slot):
         self.read[slot] = []
+        self.adapters.pop(slot, None)
 
     def _refuse(self, tokens):
         if POISON in tokens:
@@ -79,12 +85,14 @@ class _Nested:
         self.value = value
 
     def __getitem__(self, index):
-        assert index == (0, 0)
+        assert index == (0, -1)
         return self.value
 
 
 class CountDown:
     """Says 3, 2, 1 and the end token, from whatever number it is given."""
+
+    is_complete = False
 
     def __init__(self, start):
         self.next = start
@@ -99,6 +107,7 @@ class Babble:
     """A token that everything read and the seed decide."""
 
     seed: int = 0
+    is_complete = False
 
     def choose(self, logits):
         return zlib.crc32(repr((self.seed, *logits)).encode()) % NUM_TOKENS

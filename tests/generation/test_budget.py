@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from griffinlm.generation.budget import BudgetError, num_slots_within
+from griffinlm.generation.budget import BudgetError, num_slots_within, plan_memory
 
 
 @given(state_bytes=st.integers(1, 1 << 30), num_states=st.integers(1, 1000), aside=st.integers(0, 3), data=st.data())
@@ -18,3 +18,25 @@ def test_a_budget_without_room_for_a_slot_is_refused_with_the_numbers():
         BudgetError, match="states is 19 bytes; it must be at least 20: one slot and 1 aside, 10 bytes each"
     ):
         num_slots_within(19, 10)
+
+
+@given(
+    state_bytes=st.integers(1, 1 << 30),
+    num_states=st.integers(5, 1000),
+    num_places=st.integers(1, 4),
+    rest=st.integers(0, (1 << 30) - 1),
+    data=st.data(),
+)
+def test_slots_places_and_store_fill_the_budget(state_bytes, num_states, num_places, rest, data):
+    budget_bytes = (num_states + num_places) * state_bytes + rest % state_bytes
+    num_slots = data.draw(st.sampled_from([None, 1, num_states - 2]))
+    plan = plan_memory(budget_bytes, state_bytes, num_slots, num_places)
+    assert plan.budget_bytes == budget_bytes
+    assert plan.num_slots == (min(32, num_states - 2) if num_slots is None else num_slots)
+    assert plan.store_bytes >= 0
+
+
+@pytest.mark.parametrize("num_slots", [0, 5, 1000])
+def test_more_conversations_than_fit_are_refused_with_the_numbers(num_slots):
+    with pytest.raises(BudgetError, match=f"{num_slots} conversations at a time do not fit into 100 bytes .* 1 to 4 "):
+        plan_memory(100, 10, num_slots)

@@ -336,7 +336,7 @@ def test_what_cannot_be_taken_is_refused_whole():
     scheduler.submit(one)
     for wrong, words in (
         ([request([])], "no tokens"),
-        ([request([7], max_tokens=0)], "max_tokens is 0"),
+        ([request([7], max_tokens=-1)], "max_tokens is -1"),
         ([one], "submitted twice"),
         ([], "no requests"),
         ([request([7]), request([8])], "differ in prompt"),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tolerances import assert_agree
 
 import griffinlm
+from griffinlm.executor import ExecutorError
 from griffinlm.generation.request import Request
 from griffinlm.generation.sampling import Sampler, SamplingParameters
 from griffinlm.generation.scheduler import Scheduler
@@ -138,3 +139,11 @@ def test_slots_take_the_bytes_that_the_budget_divides_by(engine):
     layout = state_layout(engine.config, 1, capacity, engine.window_dtype, engine.precision)
     exported = engine.executor(2, capacity).export_state(1)
     assert sum(array.nbytes for array in exported.values()) == sum(spec.nbytes for spec in layout.values())
+
+
+def test_a_state_without_one_of_its_arrays_is_refused(engine):
+    executor = engine.executor(1, CAPACITY if engine.config.needs_capacity else None)
+    whole = executor.export_state(0)
+    for name in whole.keys() - {"pending"}:
+        with pytest.raises(ExecutorError, match=f"a state has no array {name}"):
+            executor.import_state(0, {other: array for other, array in whole.items() if other != name})

@@ -47,7 +47,7 @@ def test_a_format_that_no_name_has_cannot_be_made(bits: int, size: int | None):
     [
         ("int4-block32", (("uint8", (5, 3, 16)), ("float32", (5, 3)))),
         ("int8-block32", (("uint8", (5, 3, 32)), ("float32", (5, 3)))),
-        ("int8-channel", (("int8", (70, 5)), ("float32", (5,)))),
+        ("int8-channel", (("int8", (5, 70)), ("float32", (5,)))),
     ],
 )
 def test_arrays_of_a_matrix_5_by_70(name: str, shapes: object):
@@ -79,21 +79,23 @@ def test_the_gates_are_matrices_with_a_row_for_every_output():
     assert RECIPES["int4"].formats(TINY)["layers.0.recurrent.rg_lru.input_gate.weight"] == Format(4, 16)
 
 
-def test_channels_are_for_linears_only():
+def test_gates_are_in_blocks_where_the_rest_is_in_channels():
     formats = RECIPES["int8"].formats(ModelConfig.preset("recurrentgemma-2b"))
     blocks = {name for name, format in formats.items() if format == Format(8, 128)}
     assert {format for name, format in formats.items() if name not in blocks} == {Format(8)}
-    assert all(name == "embedding.weight" or "_gate.weight" in name for name in blocks)
-    assert len(blocks) == 1 + 2 * 18
+    assert all("_gate.weight" in name for name in blocks)
+    assert len(blocks) == 2 * 18
 
 
 def test_the_first_pattern_that_matches_decides():
-    overrides = (("*.down.weight", FLOAT32), ("layers.0.mlp.*", Format(8, 32)), ("embedding.weight", Format(8)))
+    channels = (("embedding.weight", Format(8)), ("*_gate.weight", Format(8)))
+    overrides = (("*.down.weight", FLOAT32), ("layers.0.mlp.*", Format(8, 32)), *channels)
     formats = Recipe(Format(4, 32), overrides).formats(TINY)
     assert formats["layers.0.mlp.down.weight"] == FLOAT32
     assert formats["layers.0.mlp.up.weight"] == Format(8, 32)
     assert formats["layers.1.mlp.up.weight"] == Format(4, 32)
-    assert formats["embedding.weight"] == Format(8, 32), "blocks, however it is asked for"
+    assert formats["embedding.weight"] == Format(8)
+    assert formats["layers.0.recurrent.rg_lru.input_gate.weight"] == Format(8, 16), "blocks, however it is asked for"
 
 
 @pytest.mark.parametrize("pattern", ["", "layers.9.*", "*.bias", "*.conv.weight", "LAYERS.*", "final_norm.scale"])

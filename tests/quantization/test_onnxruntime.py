@@ -16,8 +16,7 @@ def run(node: object, feeds: dict[str, np.ndarray]) -> np.ndarray:
     """The one output of a graph of one node."""
     element_types = {"float32": FLOAT, "uint8": UINT8, "int8": 3, "int64": 7}
     inputs = [helper.make_tensor_value_info(n, element_types[a.dtype.name], a.shape) for n, a in feeds.items()]
-    output_type = 6 if getattr(node, "op_type", "") == "MatMulInteger" else FLOAT
-    graph = helper.make_graph([node], "one", inputs, [helper.make_tensor_value_info("out", output_type, None)])
+    graph = helper.make_graph([node], "one", inputs, [helper.make_tensor_value_info("out", FLOAT, None)])
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -51,11 +50,13 @@ def test_matmulnbits_multiplies_by_the_dequantized_matrix(format: Format, shape:
     assert np.linalg.norm(out - expected) < tolerance * np.linalg.norm(expected)
 
 
-def test_matmulinteger_multiplies_by_the_channels():
+def test_qgemm_multiplies_by_the_dequantized_channels():
     random = np.random.default_rng(0)
     stored = quantize(random.standard_normal((24, 100), np.float32), Format(8))
     x = random.integers(0, 64, (3, 100)).astype(np.uint8)
-    node = helper.make_node("MatMulInteger", ["x", "numbers"], ["out"])
-    out = run(node, {"x": x, "numbers": stored.numbers}) * stored.scales
-    expected = x.astype(np.float32) @ dequantize(stored.numbers, stored.scales, Format(8), 100).T
+    names = ["x", "x_scale", "x_zero", "numbers", "scales", "zeros"]
+    node = helper.make_node("QGemm", names, ["out"], domain="com.microsoft", transB=1)
+    feeds = {"x": x, "x_scale": np.array(0.5, np.float32), "x_zero": np.array(32, np.uint8), "numbers": stored.numbers}
+    out = run(node, feeds | {"scales": stored.scales, "zeros": np.zeros(24, np.int8)})
+    expected = 0.5 * (x - np.float32(32)) @ dequantize(stored.numbers, stored.scales, Format(8), 100).T
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-3)

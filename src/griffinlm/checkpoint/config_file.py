@@ -17,6 +17,10 @@ FORMAT_VERSION = 1
 """Raised when a config.json of ours changes its meaning; a reader refuses every other version."""
 QUANTIZATION = "quantization"
 """Field of a config.json of ours whose weights are quantized."""
+TRANSFORMERS = "transformers"
+"""Field of a config.json of ours for what transformers stores beside the model: token ids, labels, its version."""
+
+_FIELDS_OF_THE_FILE = ("model_type", "format_version", QUANTIZATION, TRANSFORMERS)
 
 
 class ConfigFile(NamedTuple):
@@ -34,19 +38,28 @@ def read_config_file(path: Path) -> ConfigFile:
         CheckpointError: the file cannot be read, is not JSON, or describes no supported model.
     """
     values = read_json_table(path)
-    model_type = values.get("model_type")
-    supported = (OUR_MODEL_TYPE, *MODEL_TYPES)
-    if model_type not in supported:
-        found = f"model_type is {model_type!r}" if "model_type" in values else "model_type is missing"
-        raise CheckpointError(f"{path}: {found}; supported are {', '.join(supported)}")
     try:
-        if model_type == OUR_MODEL_TYPE:
-            return _our_file(values)
-        return ConfigFile(cast(ModelType, model_type), from_huggingface(values))
+        return read_config_fields(values)
     except (ConfigError, QuantizationError) as error:
         raise CheckpointError(f"{path}: {error}", error.hint) from error
     except OverflowError as error:
         raise CheckpointError(f"{path}: a number in it is out of range") from error
+
+
+def read_config_fields(values: dict[str, Any]) -> ConfigFile:
+    """The model that the fields of a config.json describe.
+
+    Raises:
+        ConfigError, QuantizationError: they describe no supported model.
+    """
+    model_type = values.get("model_type")
+    supported = (OUR_MODEL_TYPE, *MODEL_TYPES)
+    if model_type not in supported:
+        found = f"model_type is {model_type!r}" if "model_type" in values else "model_type is missing"
+        raise ConfigError(f"{found}; supported are {', '.join(supported)}")
+    if model_type == OUR_MODEL_TYPE:
+        return _our_file(values)
+    return ConfigFile(cast(ModelType, model_type), from_huggingface(values))
 
 
 def read_json_table(path: Path) -> dict[str, Any]:
@@ -72,7 +85,7 @@ def _our_file(values: dict[str, Any]) -> ConfigFile:
     version = values.get("format_version")
     if version != FORMAT_VERSION or isinstance(version, bool):
         raise ConfigError(f"format_version is {version!r}; this version of griffinlm reads {FORMAT_VERSION}")
-    described = {k: v for k, v in values.items() if k not in ("model_type", "format_version", QUANTIZATION)}
+    described = {k: v for k, v in values.items() if k not in _FIELDS_OF_THE_FILE}
     config = ModelConfig.from_dict(described)
     if QUANTIZATION not in values:
         return ConfigFile(OUR_MODEL_TYPE, config)

@@ -36,7 +36,7 @@ def new_directory(destination: Path) -> Iterator[Path]:
         # The absolute path, so that a destination such as `.` or `a/..` has a name and a parent.
         final = Path(os.path.abspath(destination))
         final.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(final)
+        remove_abandoned(final.parent, re.escape(final.name))
         partial = final.parent / f".{final.name}.{uuid.uuid4().hex}.partial"
         partial.mkdir()
         with _lock(partial, wait=True):
@@ -69,12 +69,15 @@ def require_free(destination: Path) -> None:
         raise CheckpointError(f"{destination} exists already", hint="give a new name, or remove it first")
 
 
-def _remove_abandoned(final: Path) -> None:
-    """Removes what killed writers to `final` left; the system unlocks what a process held when it ends."""
+def remove_abandoned(parent: Path, names: str) -> None:
+    """Removes what killed writers to destinations in `parent` left whose names match the pattern `names`.
+
+    The system unlocks what a process held when it ends.
+    """
     if fcntl is None:
         return
-    name = re.compile(re.escape(f".{final.name}.") + r"[0-9a-f]{32}\.partial")
-    for path in final.parent.iterdir():
+    name = re.compile(rf"\.{names}\.[0-9a-f]{{32}}\.partial")
+    for path in parent.iterdir():
         if name.fullmatch(path.name):
             with contextlib.suppress(OSError), _lock(path, wait=False) as is_held:
                 if is_held and path.stat().st_mtime < time.time() - ABANDONED_AFTER_SECONDS:

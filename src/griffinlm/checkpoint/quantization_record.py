@@ -7,8 +7,8 @@ from typing import Any, Literal, get_args
 
 from griffinlm.quantization import QuantizationError, Recipe
 
-FORMAT_VERSION = 1
-"""Raised when the stored arrays change their meaning; a reader refuses every other version."""
+FORMAT_VERSION = 2
+"""Raised when the stored arrays change their meaning. Version 1 differs in `int8-channel` and is read without it."""
 Method = Literal["clip", "activation", "random"]
 _FIELDS = ("format_version", "recipe", "method", "source_digest", "checksums")
 
@@ -45,7 +45,7 @@ class Quantization:
         if not isinstance(values, Mapping):
             raise QuantizationError(f"quantization is a {type(values).__name__}; it must be a table of fields")
         version = values.get("format_version")
-        if version != FORMAT_VERSION or isinstance(version, bool):
+        if version not in (1, FORMAT_VERSION) or isinstance(version, bool):
             raise QuantizationError(
                 f"quantization.format_version is {str(version)[:60]!r}; "
                 f"this version of griffinlm reads {FORMAT_VERSION}"
@@ -62,7 +62,14 @@ class Quantization:
             raise QuantizationError("quantization.source_digest must be a SHA-256, or null for random weights")
         if not isinstance(checksums, Mapping) or not all(map(_is_sha256, checksums.values())):
             raise QuantizationError("quantization.checksums must be a table of file names and SHA-256")
-        return cls(Recipe.from_dict(values["recipe"]), method, digest, dict(checksums))
+        recipe = Recipe.from_dict(values["recipe"])
+        if version != FORMAT_VERSION and recipe.has_channels:
+            raise QuantizationError(
+                f"quantization.format_version is {version}, whose int8-channel is stored otherwise; "
+                f"this version of griffinlm reads {FORMAT_VERSION}",
+                hint="quantize the model again",
+            )
+        return cls(recipe, method, digest, dict(checksums))
 
 
 def _is_sha256(value: Any) -> bool:

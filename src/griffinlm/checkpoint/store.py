@@ -61,7 +61,7 @@ class SafetensorsDirectory:
                 if name in self.tensors:
                     raise CheckpointError(f"{name} is both in {self._places[name].file.name} and in {file.name}")
                 part = opened.get_slice(name)
-                info = TensorInfo(_type_name(part.get_dtype()), tuple(part.get_shape()))
+                info = TensorInfo(type_name(part.get_dtype()), tuple(part.get_shape()))
                 self.tensors[name] = info
                 self._places[name] = StoredTensor(file, offsets[name], info.dtype, info.shape)
 
@@ -114,7 +114,7 @@ def _weight_map(index_file: Path) -> dict[str, str]:
     return placed
 
 
-def _type_name(name: str) -> str:
+def type_name(name: str) -> str:
     """`bfloat16` for the header's `BF16`; a name that does not follow this form as it is."""
     kind = re.fullmatch(r"([A-Z]+)(\d+)", name)
     return _TYPE_NAMES.get(kind[1], kind[1]) + kind[2] if kind else name

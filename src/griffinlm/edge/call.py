@@ -7,6 +7,7 @@ import numpy as np
 import onnxruntime
 
 from griffinlm.config import ModelConfig
+from griffinlm.edge.low_rank import AdaptedRows
 from griffinlm.edge.model import NEW
 
 
@@ -24,6 +25,7 @@ class Call:
         arrays: the state's arrays of all slots; `rows` of them are read where they lie.
         rings: names of those arrays whose second axis is the ring's slots.
         num_used_slots: how many of a ring's slots are read, where fewer than all can hold anything.
+        adapted: which rows have an adapter; None where the graph has none. Its arrays are kept and may be filled anew.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Call:
         num_logits: int,
         num_used_slots: int | None,
         taps: Taps | None = None,
+        adapted: AdaptedRows | None = None,
     ) -> None:
         num_rows = rows.stop - rows.start
         self.embedded = np.empty((num_rows, num_tokens, config.width), np.float32)
@@ -51,6 +54,9 @@ class Call:
         self._session, self._binding = session, session.io_binding()
         for name in ("embedded", "positions", "num_before", "logit_index"):
             self._bind(self._binding.bind_input, name, getattr(self, name))
+        self.adapted = adapted
+        for name, array in ({} if adapted is None else adapted._asdict()).items():
+            self._bind(self._binding.bind_input, name, array)
         self._bind(self._binding.bind_output, "logits", self.logits)
         for name, array in self.tapped.items():
             self._bind(self._binding.bind_output, name, array)

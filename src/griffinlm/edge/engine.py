@@ -7,10 +7,12 @@ from typing import Any
 import onnxruntime
 
 from griffinlm.checkpoint import Checkpoint, CheckpointError
+from griffinlm.checkpoint.adapter import AdapterTerms
 from griffinlm.edge.call import Taps
 from griffinlm.edge.embedding import Embedding
 from griffinlm.edge.executor import OnnxExecutor
 from griffinlm.edge.graph import BuiltGraph
+from griffinlm.edge.low_rank import NO_ADAPTER, num_bytes
 from griffinlm.edge.memory import require_memory
 from griffinlm.edge.model import EMBEDDING, build_graph
 from griffinlm.edge.threads import num_threads
@@ -21,38 +23,60 @@ WORKING_BYTES = 150 << 20
 
 
 class OnnxEngine:
-    """The weights of a model, held once, ready to run on a CPU."""
+    """The weights of a model, held once, and those of its adapters, ready to run on a CPU."""
 
     precision = "float32"
 
-    def __init__(self, checkpoint: Checkpoint, session: Any, window_dtype: str, taps: Taps | None = None) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        session: Any,
+        window_dtype: str,
+        taps: Taps | None = None,
+        adapters: AdapterTerms | None = None,
+    ) -> None:
         self.config = checkpoint.config
         self.window_dtype = window_dtype
         self.session, self.taps = session, taps
         self.embedding = Embedding(checkpoint, EMBEDDING)
+        adapters = adapters or {}
+        places = {name: place for place, name in enumerate(_with_terms(adapters))}
+        self.adapter_places = {name: places.get(name, NO_ADAPTER) for name in adapters}
+        """Which of the graph's adapters each name is; `NO_ADAPTER` where it adds nothing to a product."""
+        self.has_low_rank = bool(places)
 
     def executor(self, num_slots: int, capacity: int | None = None) -> OnnxExecutor:
         return OnnxExecutor(self, num_slots, capacity)
 
 
-def build_engine(checkpoint: Checkpoint, window_dtype: str, threads: int | None) -> OnnxEngine:
+def _with_terms(adapters: AdapterTerms | None) -> AdapterTerms:
+    return {name: terms for name, terms in (adapters or {}).items() if terms}
+
+
+def build_engine(
+    checkpoint: Checkpoint, window_dtype: str, threads: int | None, adapters: AdapterTerms | None = None
+) -> OnnxEngine:
     """Builds the graph of a checkpoint and loads it.
+
+    Args:
+        adapters: low-rank terms by the name of the adapter and that of the matrix.
 
     Raises:
         CheckpointError: the weights are damaged, or ONNX Runtime cannot run what they make.
         NotEnoughMemoryError: the weights would not fit, found before they are read.
     """
-    require_room(checkpoint)
+    low_rank = _with_terms(adapters)
+    require_room(checkpoint, num_bytes(low_rank))
     checkpoint.verify()
-    built = build_graph(checkpoint, window_dtype, activation_levels())
-    return OnnxEngine(checkpoint, new_session(built, checkpoint, threads), window_dtype)
+    built = build_graph(checkpoint, window_dtype, activation_levels(), low_rank)
+    return OnnxEngine(checkpoint, new_session(built, checkpoint, threads), window_dtype, adapters=adapters)
 
 
-def require_room(checkpoint: Checkpoint) -> None:
+def require_room(checkpoint: Checkpoint, adapter_bytes: int = 0) -> None:
     """Refuses weights that do not fit into memory; raises NotEnoughMemoryError with the numbers."""
     is_quantized = checkpoint.quantization is not None
-    num_bytes = checkpoint.num_bytes if is_quantized else 4 * checkpoint.config.num_parameters
-    require_memory(num_bytes + WORKING_BYTES, str(checkpoint.path))
+    weight_bytes = checkpoint.num_bytes if is_quantized else 4 * checkpoint.config.num_parameters
+    require_memory(weight_bytes + adapter_bytes + WORKING_BYTES, str(checkpoint.path))
 
 
 def new_session(built: BuiltGraph, checkpoint: Checkpoint, threads: int | None) -> Any:

@@ -1,14 +1,15 @@
 """Slots on the onnx engine: the arrays of their states, and the calls of the graph that bring them forward."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from griffinlm.edge.call import Call
+from griffinlm.edge.low_rank import NO_ADAPTER, AdaptedRows, adapted_rows
 from griffinlm.edge.scan import MAX_CHUNK_TOKENS
 from griffinlm.edge.slots import Mark, SlotStates, num_used_slots
-from griffinlm.executor import LogitsChoice, check_prefill
+from griffinlm.executor import LogitsChoice, check_adapter, check_prefill
 
 if TYPE_CHECKING:
     from griffinlm.edge.engine import OnnxEngine
@@ -23,7 +24,9 @@ class OnnxExecutor:
     def __init__(self, engine: "OnnxEngine", num_slots: int, capacity: int | None) -> None:
         self.engine, self.num_slots, self.capacity = engine, num_slots, capacity
         self._states = SlotStates(engine.config, num_slots, capacity, engine.window_dtype, engine.precision)
-        self._step: tuple[tuple[int, int, int | None, int], Call] | None = None
+        self._adapter_of = np.full(num_slots, NO_ADAPTER)
+        """By slot, place of its adapter among those of the graph."""
+        self._step: tuple[tuple[Any, ...], Call] | None = None
 
     def prefill(
         self, slots: Sequence[int], tokens: np.ndarray, positions: np.ndarray | None, logits: LogitsChoice
@@ -45,7 +48,7 @@ class OnnxExecutor:
         elif logits == "last":
             last = is_real.sum(axis=1) - 1
             wanted[np.flatnonzero(last >= 0), last[last >= 0]] = True
-        found = self._read(first, tokens, places, wanted)
+        found = self._read(first, tokens, places, wanted, self._adapters(slots)[by_row])
         vocab_size = self.engine.config.vocab_size
         if logits == "none":
             return None
@@ -64,7 +67,9 @@ class OnnxExecutor:
         ids[place, 0] = tokens
         num_before = self._states.num_tokens[first : first + len(place), None]
         check_prefill(self.engine.config, ids, None, num_before[:, 0], self.capacity)
-        return self._read(first, ids, num_before, np.ones(ids.shape, bool))[place]
+        adapters = np.empty(len(place), np.int64)
+        adapters[place] = self._adapters(slots)
+        return self._read(first, ids, num_before, np.ones(ids.shape, bool), adapters)[place]
 
     def mark(self, slot: int) -> Mark:
         return self._states.mark(slot)
@@ -78,36 +83,50 @@ class OnnxExecutor:
     def import_state(self, slot: int, arrays: dict[str, np.ndarray]) -> None:
         self._states.fill(slot, arrays)
 
+    def use_adapter(self, slot: int, name: str | None) -> None:
+        check_adapter(self.engine.adapter_places, name)
+        self._adapter_of[slot] = NO_ADAPTER if name is None else self.engine.adapter_places[name]
+
     def release(self, slot: int) -> None:
+        self._adapter_of[slot] = NO_ADAPTER
         self._states.release(slot)
 
-    def _read(self, first: int, tokens: np.ndarray, positions: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    def _adapters(self, slots: Sequence[int]) -> np.ndarray:
+        return self._adapter_of[list(slots)]
+
+    def _read(
+        self, first: int, tokens: np.ndarray, positions: np.ndarray, wanted: np.ndarray, adapters: np.ndarray
+    ) -> np.ndarray:
         """Brings the rows from `first` on forward; gives the wanted tokens' logits, good until the next call.
 
         Args:
             tokens, positions: [rows, tokens], padding at the end. wanted: [rows, tokens], whose logits to compute.
+            adapters: [rows], place of each row's adapter in the graph.
         """
         num_rows, num_tokens = tokens.shape
         if num_tokens == 1:
-            return self._read_chunk(first, tokens, positions, wanted)
+            return self._read_chunk(first, tokens, positions, wanted, adapters)
         out = np.empty((int(wanted.sum()), self.engine.config.vocab_size), np.float32)
         chunk = max(1, min(MAX_CHUNK_TOKENS, MAX_CALL_TOKENS // num_rows))
         for start in range(0, num_tokens, chunk):
             part = np.s_[:, start : start + chunk]
             if (positions[part] < 0).all():
                 break
-            found = self._read_chunk(first, tokens[part], positions[part], wanted[part])
+            found = self._read_chunk(first, tokens[part], positions[part], wanted[part], adapters)
             is_here = np.zeros_like(wanted)
             is_here[part] = wanted[part]
             out[is_here[wanted]] = found
         return out
 
-    def _read_chunk(self, first: int, tokens: np.ndarray, positions: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    def _read_chunk(
+        self, first: int, tokens: np.ndarray, positions: np.ndarray, wanted: np.ndarray, adapters: np.ndarray
+    ) -> np.ndarray:
         """One call of the graph; the logits stay good until the next."""
         rows = slice(first, first + len(tokens))
         num_before = self._states.num_tokens[rows]
         self._states.hold(int(max(num_before.max(), positions.max() + 1)))
-        call = self._call(rows, tokens.shape[1], int(wanted.sum()))
+        adapted = adapted_rows(adapters, positions >= 0) if self.engine.has_low_rank else None
+        call = self._call(rows, tokens.shape[1], int(wanted.sum()), adapted)
         call.embedded[:] = self.engine.embedding.rows(np.where(positions >= 0, tokens, 0))
         call.positions[:] = positions
         call.num_before[:] = num_before
@@ -116,17 +135,20 @@ class OnnxExecutor:
         self._states.keep(call.new, first, positions)
         return call.logits
 
-    def _call(self, rows: slice, num_tokens: int, num_logits: int) -> Call:
+    def _call(self, rows: slice, num_tokens: int, num_logits: int, adapted: AdaptedRows | None) -> Call:
         """A call of that size; the last one for single tokens is kept and used again."""
         num_used = self._num_used_slots(rows)
-        key = (rows.start, rows.stop, num_used, self._states.num_held)
+        key = (rows.start, rows.stop, num_used, self._states.num_held, None if adapted is None else adapted.shapes)
         is_step = num_tokens == 1 and num_logits == rows.stop - rows.start
         if is_step and self._step is not None and self._step[0] == key:
-            return self._step[1]
+            call = self._step[1]
+            for kept, new in zip(call.adapted or (), adapted or (), strict=True):
+                kept[:] = new
+            return call
         engine, states = self.engine, self._states
         call = Call(
             *(engine.session, engine.config, states.arrays, states.rings.keys()),
-            *(rows, num_tokens, num_logits, num_used, engine.taps),
+            *(rows, num_tokens, num_logits, num_used, engine.taps, adapted),
         )
         if is_step:
             self._step = key, call

@@ -3,13 +3,15 @@
 import numpy as np
 
 from griffinlm.checkpoint import SCALES, Checkpoint, StoredTensor
+from griffinlm.checkpoint.adapter import AdapterTerms
 from griffinlm.edge.graph import MICROSOFT, Graph
+from griffinlm.edge.low_rank import LowRankTerms
 from griffinlm.quantization import FLOAT32, Format
 
 ACCURACY_INT8 = 4
 """MatMulNBits multiplies integers: activations become int8, a scale for every block of a row's channels."""
 
-LARGEST_PART_BYTES = 16 << 20
+LARGEST_PART_BYTES = 24 << 20
 """ONNX Runtime lays weights out anew one initializer after another, so this bounds what is held twice while loading."""
 
 SMALLEST_SCALE = 1e-30
@@ -25,10 +27,14 @@ class Linears:
     Args:
         activation_levels: largest magnitude of a rounded activation in the `int8-channel` format: 127, or 63 where the
             processor adds pairs of products in 16 bits with saturation.
+        adapters: low-rank terms that some rows add, in float32, to the products with matrices of any format.
     """
 
-    def __init__(self, graph: Graph, checkpoint: Checkpoint, activation_levels: int) -> None:
+    def __init__(
+        self, graph: Graph, checkpoint: Checkpoint, activation_levels: int, adapters: AdapterTerms | None = None
+    ) -> None:
         self._graph, self._checkpoint, self._levels = graph, checkpoint, activation_levels
+        self._low_rank = LowRankTerms(graph, adapters or {})
         self._rounded: dict[str, tuple[str, str]] = {}
         self.inputs: dict[str, str] = {}
         """The value that each weight is multiplied with, by parameter name."""
@@ -53,18 +59,23 @@ class Linears:
     def product(self, x: str, name: str, bias: str | None = None) -> str:
         """x [M, K] times the transpose of parameter `name` [N, K], plus `bias` [N] where given."""
         self.inputs[name] = x
+        return self._low_rank.add(x, self._product(x, name, bias), name)
+
+    def _product(self, x: str, name: str, bias: str | None) -> str:
         num_rows, size = self._checkpoint.config.parameter_shapes()[name]
         kind = self._format(name)
         if not kind.is_quantized:
             return self._graph.node("Gemm", x, self.parameter(name), *([bias] if bias else []), transB=1)
-        if kind.is_channel:
-            return self._by_channel(x, name, bias)
         num_parts = _num_parts(self._stored(name))
-        if num_parts == 1:
-            return self._by_block(x, name, kind, (num_rows, size), bias=bias)
         shape = num_rows // num_parts, size
-        parts = [self._by_block(x, name, kind, shape, i) for i in range(num_parts)]
-        out = self._graph.node("Concat", *parts, axis=1)
+        if kind.is_channel:
+            rounded, row_scale = self._rounded_rows(x)
+            parts = [self._by_channel(rounded, name, shape, i) for i in range(num_parts)]
+            out = self._graph.node("Mul", self._joined(parts), row_scale)
+        elif num_parts == 1:
+            return self._by_block(x, name, kind, shape, bias=bias)
+        else:
+            out = self._joined([self._by_block(x, name, kind, shape, i) for i in range(num_parts)])
         return self._graph.node("Add", out, bias) if bias else out
 
     def block_diagonal(self, x: str, name: str, parts: tuple[str, ...]) -> str:
@@ -75,7 +86,7 @@ class Linears:
         """
         graph, weight_name = self._graph, f"{name}.weight"
         self.inputs[weight_name] = x
-        num_blocks, size, _ = self._checkpoint.config.parameter_shapes()[weight_name]
+        size = self._checkpoint.config.parameter_shapes()[weight_name][1]
         kind = self._format(weight_name)
         if kind.is_quantized:
             products = [self._by_block(part, weight_name, kind, (size, size), i) for i, part in enumerate(parts)]
@@ -85,9 +96,9 @@ class Linears:
                 graph.node("MatMul", part, graph.weight(f"{weight_name}.{i}", _part(weights, i, (size, size))))
                 for i, part in enumerate(parts)
             ]
-        joined = products[0] if num_blocks == 1 else graph.node("Concat", *products, axis=1)
         bias = self.array(f"{name}.bias").reshape(-1)
-        return graph.node("Add", joined, graph.weight(f"{name}.bias", bias))
+        out = graph.node("Add", self._joined(products), graph.weight(f"{name}.bias", bias))
+        return self._low_rank.add(x, out, weight_name)
 
     def _format(self, name: str) -> Format:
         quantization = self._checkpoint.quantization
@@ -99,6 +110,10 @@ class Linears:
         stored = self._checkpoint.stored(name)
         assert stored is not None, f"{name} is quantized, so it lies in a file of ours"
         return stored
+
+    def _joined(self, parts: list[str]) -> str:
+        """Products side by side."""
+        return parts[0] if len(parts) == 1 else self._graph.node("Concat", *parts, axis=1)
 
     def _by_block(
         self, x: str, name: str, kind: Format, shape: tuple[int, int], index: int = 0, bias: str | None = None
@@ -120,18 +135,20 @@ class Linears:
             accuracy_level=ACCURACY_INT8,
         )
 
-    def _by_channel(self, x: str, name: str, bias: str | None) -> str:
-        """An integer product with one scale an output channel and one a row of x."""
-        graph = self._graph
-        rounded, scale = self._rounded_rows(x)
-        weight, scales = (
-            graph.weight(name, self._stored(name)),
-            graph.weight(name + SCALES, self._stored(name + SCALES)),
+    def _by_channel(self, rounded: str, name: str, shape: tuple[int, int], index: int) -> str:
+        """Integer products of rounded rows with the matrix of `shape` at place `index`, times its channels' scales."""
+        graph, (num_rows, _) = self._graph, shape
+        return graph.node(
+            "QGemm",
+            rounded,
+            graph.constant(1.0 / self._levels),
+            self._middle,
+            graph.weight(f"{name}.{index}", _part(self._stored(name), index, shape)),
+            graph.weight(f"{name}{SCALES}.{index}", _part(self._stored(name + SCALES), index, (num_rows,))),
+            graph.weight(f"zeros.{num_rows}", np.zeros(num_rows, np.int8)),
+            domain=MICROSOFT,
+            transB=1,
         )
-        one = graph.constant(1.0)
-        out = graph.node("MatMulIntegerToFloat", rounded, weight, one, scales, self._middle, domain=MICROSOFT)
-        out = graph.node("Mul", out, scale)
-        return graph.node("Add", out, bias) if bias else out
 
     @property
     def _middle(self) -> str:
@@ -139,15 +156,19 @@ class Linears:
         return self._graph.constant(self._levels + 1, np.uint8)
 
     def _rounded_rows(self, x: str) -> tuple[str, str]:
-        """x [M, K] as uint8 around the middle, and the scale of each row [M, 1]; linears of one input share these."""
+        """x [M, K] in steps of max|row| / levels as uint8 around the middle, and max|row| [M, 1].
+
+        Linears of one input share these.
+        """
         if x not in self._rounded:
             graph = self._graph
             largest = graph.node("ReduceMax", graph.node("Abs", x), graph.constant([-1], np.int64), keepdims=1)
-            scale = graph.node("Mul", largest, graph.constant(1.0 / self._levels))
-            scale = graph.node("Max", scale, graph.constant(SMALLEST_SCALE))
-            flat = graph.node("Squeeze", scale, graph.constant([1], np.int64))
-            middle = graph.node("Expand", self._middle, graph.node("Shape", flat))
-            self._rounded[x] = graph.node("QuantizeLinear", x, flat, middle, axis=0), scale
+            # Where no logits are wanted the head's input has no rows, and ONNX Runtime leaves its shape unreduced.
+            largest = graph.node("Reshape", largest, graph.constant([-1, 1], np.int64))
+            largest = graph.node("Max", largest, graph.constant(SMALLEST_SCALE))
+            step = graph.constant(1.0 / self._levels)
+            rounded = graph.node("QuantizeLinear", graph.node("Div", x, largest), step, self._middle)
+            self._rounded[x] = rounded, largest
         return self._rounded[x]
 
 

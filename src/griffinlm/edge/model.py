@@ -3,6 +3,7 @@
 import numpy as np
 
 from griffinlm.checkpoint import Checkpoint
+from griffinlm.checkpoint.adapter import AdapterTerms
 from griffinlm.config import ModelConfig, Step
 from griffinlm.edge.blocks import BlockGraph, NewRows, Ring, attention, mlp, norm, recurrent
 from griffinlm.edge.graph import BuiltGraph, Graph
@@ -15,16 +16,19 @@ NEW = ".new"
 """Ends the name of an output: the state array after the chunk, or the rows that go into a ring."""
 
 
-def build_graph(checkpoint: Checkpoint, window_dtype: str, activation_levels: int) -> BuiltGraph:
+def build_graph(
+    checkpoint: Checkpoint, window_dtype: str, activation_levels: int, adapters: AdapterTerms | None = None
+) -> BuiltGraph:
     """One graph for prompts and single tokens, for any number of rows.
 
     Inputs: `embedded` [rows, tokens, D], the scaled embeddings; `positions` [rows, tokens], -1 for padding at the end
     of a row; `num_before` [rows]; `logit_index` [logits, 2], row and token of the logits wanted; and the arrays of the
     state by their names, rings possibly cut to the slots in use. Outputs: `logits` [logits, vocab], and for every state
     array one of its name and `.new`: the whole of it, or of a ring the rows [rows, tokens, ...] that the caller writes.
+    With adapters there are the inputs of `low_rank.AdaptedRows` too.
     """
     graph, config = Graph(), checkpoint.config
-    linears = Linears(graph, checkpoint, activation_levels)
+    linears = Linears(graph, checkpoint, activation_levels, adapters)
     add_model(graph, linears, config, window_dtype)
     return graph.build("griffin")
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from griffinlm.config import ModelConfig
 from griffinlm.edge.memory import require_memory
-from griffinlm.executor import ExecutorError
+from griffinlm.executor import ExecutorError, require_arrays
 from griffinlm.state import NOTHING_PENDING, block_layout
 
 RING_STEP_SLOTS = 64
@@ -142,8 +142,9 @@ class SlotStates:
         """Puts a state as `exported` gives it into a slot.
 
         Raises:
-            ExecutorError: it has other shapes or types.
+            ExecutorError: it lacks arrays, or has other shapes or types.
         """
+        require_arrays(arrays, ["num_tokens", *self._layout])
         for name, spec in self._layout.items():
             new = arrays[name]
             if new.shape[1:] != spec.shape[1:] or new.dtype != spec.dtype:

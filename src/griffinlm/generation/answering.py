@@ -1,8 +1,8 @@
 """Answers to prompts: requests to a scheduler, their tokens back to text."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, TypedDict
 
 import numpy as np
@@ -10,11 +10,15 @@ import numpy as np
 from griffinlm.errors import GriffinError
 from griffinlm.executor import Executor
 from griffinlm.generation.completion import Completion, Generation, with_last_pending
-from griffinlm.generation.request import FinishReason, Request
+from griffinlm.generation.grammar import Matcher, schema_text
+from griffinlm.generation.request import Request, TokenEvent
 from griffinlm.generation.sampling import Sampler, SamplingParameters
 from griffinlm.generation.scheduler import Scheduler
 from griffinlm.state import State
-from griffinlm.text import StopStrings, Tokenizer
+from griffinlm.text import Tokenizer
+
+
+MOST_BIAS = 100
 
 
 class GenerationError(GriffinError):
@@ -27,7 +31,9 @@ class Options(TypedDict, total=False):
     max_tokens: int
     min_tokens: int
     stop: str | Sequence[str]
+    json_schema: Mapping[str, Any] | None
     log_probabilities: int | None
+    logit_bias: Mapping[int, float]
     capacity: int | None
     temperature: float
     top_k: int | None
@@ -47,8 +53,12 @@ class GenerationOptions:
     min_tokens: int = 0
     """Tokens before which no end token is chosen."""
     stop: tuple[str, ...] = ()
+    json_schema: str | None = None
+    """JSON text of a schema (`schema_text`). The answer follows it, and ends where nothing but an end token may."""
     log_probabilities: int | None = None
     """How many alternatives to report beside the log-probability of each chosen token; None reports nothing."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Added to the logits of single tokens before anything else, by token; from -100 to 100 each."""
     capacity: int | None = None
     """Tokens that the new state of a model with global attention has room for; None is room for this call."""
     sampling: SamplingParameters = field(default_factory=SamplingParameters)
@@ -58,7 +68,7 @@ class GenerationOptions:
         """Checked options.
 
         Raises:
-            GenerationError, SamplingError: an option is unknown, of the wrong type or out of range.
+            GenerationError, SamplingError, GrammarError: an option is unknown, of the wrong type or out of range.
         """
         own = {field.name for field in fields(cls)} - {"sampling"}
         sampling = {field.name for field in fields(SamplingParameters)}
@@ -72,6 +82,8 @@ class GenerationOptions:
         if not isinstance(stop, str | list | tuple):
             raise GenerationError(f"stop is {stop!r}; it must be text or a list of texts")
         values["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
+        if values.get("json_schema") is not None:
+            values["json_schema"] = schema_text(values["json_schema"])
         chosen: dict[str, Any] = {name: value for name, value in options.items() if name in sampling}
         parameters = SamplingParameters(**chosen)
         return cls(**values, sampling=parameters)
@@ -86,6 +98,13 @@ class GenerationOptions:
         for text in self.stop:
             if not isinstance(text, str) or not text:
                 raise GenerationError(f"stop is {text!r}; a stop string must be text of at least one character")
+        if not isinstance(self.logit_bias, Mapping):
+            raise GenerationError(f"logit_bias is {self.logit_bias!r}; it must be a table of tokens and numbers")
+        for token, bias in self.logit_bias.items():
+            if isinstance(token, bool) or not isinstance(token, Integral) or token < 0:
+                raise GenerationError(f"logit_bias names token {token!r}; it must be a whole number, 0 or above")
+            if isinstance(bias, bool) or not isinstance(bias, Real) or not -MOST_BIAS <= bias <= MOST_BIAS:
+                raise GenerationError(f"logit_bias of token {token} is {bias!r}; it must be in -100..100")
 
 
 class Answers:
@@ -97,9 +116,10 @@ class Answers:
         states: where each conversation stands; None is its beginning.
         make_state: turns the arrays of one row into a State of the model.
         num_answers: to each prompt; where a seed is given, each has one of its own, counted on from it.
+        adapter: the executor's, for all of them.
 
     Raises:
-        SamplingError: the last of the seeds is out of range.
+        SamplingError, GrammarError: the last of the seeds is out of range, or the tokenizer cannot write to the schema.
     """
 
     def __init__(
@@ -111,6 +131,7 @@ class Answers:
         tokenizer: Tokenizer | None,
         make_state: Callable[[dict[str, np.ndarray]], State],
         num_answers: int = 1,
+        adapter: str | None = None,
     ) -> None:
         self._scheduler = Scheduler(executor, lambda ids: np.asarray([ids], np.int64))
         self._make_state = make_state
@@ -118,11 +139,13 @@ class Answers:
         self._results: dict[Request, Generation] = {}
         for prompt, state in zip(prompts, states, strict=True):
             requests, arrays = [], None if state is None else state.arrays()
+            first_position = len(prompt) + (0 if state is None else int(state.num_tokens[0]))
             for index in range(num_answers):
-                sampler = _sampler(options, index, prompt, state, tokenizer)
-                stream = None if tokenizer is None else tokenizer.stream()
-                requests.append(Request(prompt, sampler, options.max_tokens, _end_ids(tokenizer), arrays))
-                self._completions[requests[-1]] = Completion(stream, StopStrings(options.stop), sampler)
+                completion = new_completion(options, index, prompt, first_position, tokenizer)
+                requests.append(
+                    Request(prompt, completion, options.max_tokens, end_ids(tokenizer), arrays, adapter=adapter)
+                )
+                self._completions[requests[-1]] = completion
             self._scheduler.submit_group(requests)
 
     def pieces(self) -> Iterator[tuple[int, str]]:
@@ -134,18 +157,18 @@ class Answers:
         index = {request: i for i, request in enumerate(self._completions)}
         while self._scheduler.busy:
             for event in self._scheduler.step():
+                assert isinstance(event, TokenEvent), "no state is asked for before the end"
                 if event.error is not None:
                     raise event.error
-                assert event.token is not None, "without time limits every event but an error has a token"
                 completion = self._completions[event.request]
-                piece, stopped = completion.push(event.token, event.finish_reason is not None)
-                reason: FinishReason | None = "stop" if stopped else event.finish_reason
-                if reason is not None:
-                    remainder = event.remainder or self._scheduler.cancel(event.request)
+                if event.finish_reason is not None:
+                    reason = completion.finish(event.finish_reason)
+                    remainder = event.remainder
                     assert remainder is not None
                     assert remainder.state is not None
-                    state = self._make_state(with_last_pending(remainder.state, event.token))
+                    state = self._make_state(with_last_pending(remainder.state, remainder.unread[0]))
                     self._results[event.request] = completion.result(reason, state)
+                piece = completion.take_piece()
                 if piece:
                     yield index[event.request], piece
 
@@ -160,23 +183,49 @@ class Answers:
         return [self._results[request] for request in self._completions]
 
 
-def _end_ids(tokenizer: Tokenizer | None) -> frozenset[int]:
+def end_ids(tokenizer: Tokenizer | None) -> frozenset[int]:
+    """Tokens that end an answer."""
     return frozenset() if tokenizer is None else tokenizer.end_ids
 
 
+def new_completion(
+    options: GenerationOptions, index: int, prompt: Sequence[int], first_position: int, tokenizer: Tokenizer | None
+) -> Completion:
+    """One of several answers to a prompt; where a seed is given, each has its own, counted on from it.
+
+    Args:
+        prompt: the tokens that penalties count besides the answer's own.
+        first_position: place in the document of the answer's first token.
+
+    Raises:
+        SamplingError, GrammarError: the last of the seeds is out of range, or the tokenizer cannot write to the schema.
+    """
+    stream = None if tokenizer is None else tokenizer.stream()
+    return Completion(_sampler(options, index, prompt, first_position, tokenizer), stream, options.stop)
+
+
 def _sampler(
-    options: GenerationOptions, index: int, prompt: list[int], state: State | None, tokenizer: Tokenizer | None
+    options: GenerationOptions, index: int, prompt: Sequence[int], first_position: int, tokenizer: Tokenizer | None
 ) -> Sampler:
-    """That of one of several answers to a prompt."""
     parameters = options.sampling
     if parameters.seed is not None:
         parameters = replace(parameters, seed=parameters.seed + index)
     return Sampler(
         parameters,
         prompt,
-        first_position=len(prompt) + (0 if state is None else int(state.num_tokens[0])),
-        end_ids=_end_ids(tokenizer),
+        first_position=first_position,
+        end_ids=end_ids(tokenizer),
         min_tokens=options.min_tokens,
         num_choices=None if tokenizer is None else tokenizer.vocab_size,
         num_alternatives=options.log_probabilities,
+        matcher=_matcher(options.json_schema, tokenizer),
+        logit_bias=options.logit_bias,
     )
+
+
+def _matcher(schema: str | None, tokenizer: Tokenizer | None) -> Matcher | None:
+    if schema is None:
+        return None
+    if tokenizer is None:
+        raise GenerationError("json_schema needs a tokenizer, which this model does not have")
+    return Matcher(schema, tokenizer)

@@ -1,8 +1,10 @@
-"""From tokens to the answer a person reads: streamed text, stop strings, the result."""
+"""From logits to the answer a person reads: chosen tokens, streamed text, stop strings, the result."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from griffinlm.generation.request import FinishReason
 from griffinlm.generation.sampling import Sampler, TokenLogProbability
@@ -24,39 +26,81 @@ class Generation:
     log_probabilities: list[TokenLogProbability] | None = None
 
 
-@dataclass
 class Completion:
-    """Collects one answer token by token."""
+    """One answer while it is written. It chooses the tokens, and is complete where a stop string is.
 
-    stream: TextStream | None
-    """None where the model has no tokenizer; the text is then empty."""
-    stops: StopStrings
-    sampler: Sampler
-    pieces: list[str] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
-    log_probabilities: list[TokenLogProbability] = field(default_factory=list)
+    Args:
+        stream: None where the model has no tokenizer; the text is then empty.
+    """
 
-    def push(self, token: int, is_last: bool) -> tuple[str, bool]:
-        """The text that this token sets free, and whether a stop string ended the answer here."""
-        self.token_ids.append(token)
-        if self.sampler.latest is not None:
-            self.log_probabilities.append(self.sampler.latest)
-        piece, stopped = "", False
-        if self.stream is not None:
-            piece, stopped = self.stops.push(self.stream.push(token))
-            if is_last and not stopped:
-                rest, stopped = self.stops.push(self.stream.finish())
-                piece += rest if stopped else rest + self.stops.finish()
-        self.pieces.append(piece)
-        return piece, stopped
+    def __init__(self, sampler: Sampler, stream: TextStream | None, stops: Sequence[str]) -> None:
+        self._sampler, self._stream, self._stops = sampler, stream, StopStrings(stops)
+        self._is_stopped = False
+        self._pieces: list[str] = []
+        self._num_taken = 0
+        """Pieces that were given out."""
+        self.token_ids: list[int] = []
+        self.log_probabilities: list[TokenLogProbability] = []
+
+    @property
+    def has_text(self) -> bool:
+        """Whether the model has a tokenizer."""
+        return self._stream is not None
+
+    @property
+    def text(self) -> str:
+        """All that is set free so far."""
+        return "".join(self._pieces)
+
+    @property
+    def is_complete(self) -> bool:
+        return self._is_stopped or self._sampler.is_complete
+
+    def choose(self, logits: np.ndarray) -> int:
+        """The next token from float32 logits [vocab]; its text is then there to be taken."""
+        token = self._sampler.choose(logits)
+        if self._sampler.latest is not None:
+            self.log_probabilities.append(self._sampler.latest)
+        self._push(token)
+        return token
+
+    def replay(self, token_ids: Sequence[int], log_probabilities: Sequence[TokenLogProbability] = ()) -> None:
+        """Takes over tokens chosen elsewhere, whose text was given out there; what follows goes on exactly."""
+        self._sampler.replay(token_ids)
+        for token in token_ids:
+            self._push(token)
+        self.log_probabilities += log_probabilities
+        self._num_taken = len(self._pieces)
+
+    def take_piece(self) -> str:
+        """The text set free since it was last taken."""
+        taken, self._num_taken = self._num_taken, len(self._pieces)
+        return "".join(self._pieces[taken:])
+
+    def finish(self, reason: FinishReason) -> FinishReason:
+        """No token follows: sets free what was held back, and says why the answer ended with that."""
+        if self._stream is not None and not self._is_stopped:
+            self._free(self._stream.finish())
+            if not self._is_stopped:
+                self._pieces.append(self._stops.finish())
+        return "stop" if self._is_stopped else reason
 
     def result(self, finish_reason: FinishReason, state: State) -> Generation:
-        logs = self.log_probabilities if self.sampler.latest is not None else None
-        return Generation("".join(self.pieces), self.token_ids, finish_reason, state, logs)
+        logs = self.log_probabilities if self._sampler.latest is not None else None
+        return Generation(self.text, self.token_ids, finish_reason, state, logs)
+
+    def _push(self, token: int) -> None:
+        self.token_ids.append(token)
+        if self._stream is not None:
+            self._free(self._stream.push(token))
+
+    def _free(self, text: str) -> None:
+        piece, self._is_stopped = self._stops.push(text)
+        self._pieces.append(piece)
 
 
 def with_last_pending(arrays: Mapping[str, Any], token: int) -> dict[str, Any]:
-    """The arrays of a state of one row whose last sampled token has not been read."""
+    """The arrays of a state of one row whose last token has not been read."""
     pending = arrays["pending"].copy()
     pending[0] = token
     return {**arrays, "pending": pending}

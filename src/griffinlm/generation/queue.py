@@ -1,11 +1,11 @@
 """Who is next, among those that wait for a slot and among prompts that are being read."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from griffinlm.errors import GriffinError
-from griffinlm.generation.request import Request
+from griffinlm.generation.request import Request, RequestError, Start
 
 AGEING_SECONDS = 10.0
 """Waiting as long as this counts as much as one step of priority, so that nobody waits for ever."""
@@ -43,17 +43,73 @@ class Group:
     arrival: Turn
     slot: int = -1
     """Where the prompt is being read."""
+    has_begun: bool = False
+    """Whether the slot holds the state from which the prompt is read."""
     num_read: int = 0
     """Tokens of the prompt that the model has read."""
+    logits: Any = None
+    """Of the prompt's last token, once it is read."""
     read_prompt: ReadPrompt | None = None
     """Where an answer has already begun and others wait for slots of their own."""
 
     def __post_init__(self) -> None:
         self.turn = self.arrival
         """The arrival while it waits, then the last chunk that was read."""
-        self.prompt = self.requests[0].prompt
-        self.state = self.requests[0].state
-        self.priority = self.requests[0].priority
+        self.first = self.requests[0]
+        self.priority = self.first.priority
+        self.prompt, self.state = self.first.prompt, self.first.state
+        self.keep_at: list[int] = []
+        """Places in the prompt at which the state is still to be handed over."""
+
+    def find_start(self) -> Start | None:
+        """Where to begin; None while that is not known."""
+        return Start(self.prompt, self.state) if self.first.find_start is None else self.first.find_start()
+
+    def begin(self, start: Start) -> None:
+        """The slot holds the state of `start`, which need not be kept here any longer."""
+        self.prompt, self.num_read, self.keep_at = start.prompt, start.num_read, list(start.keep_at)
+        self.state, self.has_begun = None, True
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the state must be handed over before the slot is used again."""
+        return bool(self.keep_at) and self.keep_at[0] == self.num_read
+
+    @property
+    def is_read(self) -> bool:
+        return self.num_read == len(self.prompt)
+
+    @property
+    def can_read(self) -> bool:
+        return self.has_begun and not self.is_due and not self.is_read
+
+    def chunk_end(self, num_tokens: int) -> int:
+        """Where a chunk of at most that many tokens ends."""
+        if self.first.scorer is not None:
+            num_tokens = min(num_tokens, self.first.scorer.max_chunk_tokens)
+        return min(self.num_read + num_tokens, len(self.prompt), *self.keep_at[:1])
+
+
+def check_group(requests: Sequence[Request]) -> None:
+    """Refuses what cannot be a group.
+
+    Raises:
+        RequestError: there is no request, one stands there twice or cannot be run, or they differ in what they share.
+    """
+    if not requests:
+        raise RequestError("there are no requests to submit; there must be at least one")
+    first = requests[0]
+    for place, request in enumerate(requests):
+        if not request.prompt and request.find_start is None:
+            raise RequestError("a request's prompt has no tokens; it needs at least one")
+        if request.max_tokens < 0:
+            raise RequestError(f"a request's max_tokens is {request.max_tokens}; it must be 0 or above")
+        if request in requests[:place]:
+            raise RequestError("a request is submitted twice; it must end before it may be submitted again")
+        is_shared = request.prompt == first.prompt and request.state is first.state
+        is_shared &= request.find_start is first.find_start and request.adapter == first.adapter
+        if not is_shared or request.priority != first.priority:
+            raise RequestError("requests of a group differ in prompt, state or priority; they must share all three")
 
 
 def most_urgent(groups: Iterable[Group], now: float) -> Group | None:

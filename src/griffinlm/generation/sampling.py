@@ -3,7 +3,7 @@
 import math
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any
@@ -104,6 +104,7 @@ class Sampler:
         end_ids: tokens held back until `min_tokens` have been chosen.
         num_choices: ids from here on are never chosen: a vocabulary may be larger than its tokenizer.
         num_alternatives: how many of the best tokens' log-probabilities to keep; None keeps none at all.
+        logit_bias: added to the logits of single tokens before anything else.
         matcher: where the answer stands in a grammar; only what goes on there is chosen, and where nothing but an end
             token could, the answer is complete, whatever `min_tokens`.
     """
@@ -118,6 +119,7 @@ class Sampler:
         num_choices: int | None = None,
         num_alternatives: int | None = None,
         matcher: Matcher | None = None,
+        logit_bias: Mapping[int, float] | None = None,
     ) -> None:
         self.parameters = parameters
         self.seed = secrets.randbelow(SEEDS) if parameters.seed is None else int(parameters.seed)
@@ -134,6 +136,9 @@ class Sampler:
         self._num_held_back = min_tokens
         self._num_alternatives = num_alternatives
         self._matcher = matcher
+        biased = {t: bias for t, bias in (logit_bias or {}).items() if num_choices is None or t < num_choices}
+        self._biased = np.fromiter(biased, np.int64)
+        self._bias = np.fromiter(biased.values(), np.float32)
         self.latest: TokenLogProbability | None = None
         """The log-probability of the token chosen last, where alternatives were asked for."""
 
@@ -197,9 +202,10 @@ class Sampler:
 
     def _penalise(self, logits: np.ndarray) -> np.ndarray:
         held_back = self._num_held_back > 0 and self._end_ids
-        if not (self._seen.size or self._counts or held_back):
+        if not (self._seen.size or self._counts or held_back or self._biased.size):
             return logits
         adjusted = logits.copy()
+        adjusted[self._biased] += self._bias
         if self._seen.size:
             values, penalty = adjusted[self._seen], np.float32(self.parameters.repetition_penalty)
             adjusted[self._seen] = np.where(values > 0, values / penalty, values * penalty)

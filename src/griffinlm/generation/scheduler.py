@@ -9,8 +9,16 @@ from typing import Any
 
 from griffinlm.errors import GriffinError
 from griffinlm.generation.pace import WHOLE_CHUNK_TOKENS, Pace
-from griffinlm.generation.queue import Group, QueueFullError, ReadPrompt, Turn, most_urgent
-from griffinlm.generation.request import FinishReason, Remainder, Request, RequestError, TokenEvent
+from griffinlm.generation.queue import Group, QueueFullError, ReadPrompt, Turn, check_group, most_urgent
+from griffinlm.generation.request import (
+    Event,
+    FinishReason,
+    Remainder,
+    Request,
+    RequestError,
+    StateEvent,
+    TokenEvent,
+)
 
 
 @dataclass(eq=False)
@@ -19,6 +27,8 @@ class _Writing:
     slot: int
     num_written: int = 0
     last_token: int = -1
+    ended: FinishReason | None = None
+    """Why the answer is over, where its state still stands in the slot."""
 
 
 class Scheduler:
@@ -29,6 +39,8 @@ class Scheduler:
         make_chunk: turns a list of ids into what the executor's `prefill` takes as tokens of one row.
         max_waiting: requests that may wait beyond those for which slots are free; None is no limit.
         clock: seconds that never go back.
+        may_leave: asked before a state leaves its slot with an event; until it says yes the state waits there. A yes
+            is for one state. It is not asked for states that `cancel` gives.
     """
 
     def __init__(
@@ -37,11 +49,13 @@ class Scheduler:
         make_chunk: Callable[[list[int]], Any],
         max_waiting: int | None = None,
         clock: Callable[[], float] = time.monotonic,
+        may_leave: Callable[[], bool] = lambda: True,
     ) -> None:
         self._executor = executor
         self._make_chunk = make_chunk
         self._max_waiting = max_waiting
         self._clock = clock
+        self._may_leave = may_leave
         self._order = count()
         self._pace = Pace()
         self._free = list(range(executor.num_slots))
@@ -64,6 +78,11 @@ class Scheduler:
         """Requests without a slot; of those that share a prompt being read, all but one."""
         waiting = sum(len(group.requests) for group in self._waiting)
         return waiting + sum(len(group.requests) - 1 for group in self._reading)
+
+    @property
+    def num_running(self) -> int:
+        """Requests with a slot."""
+        return len(self._reading) + len(self._writing)
 
     def submit(self, request: Request) -> None:
         """Takes a request on.
@@ -90,36 +109,52 @@ class Scheduler:
             timeout = request.timeout_seconds
             self._deadlines[request] = None if timeout is None else arrival.seconds + timeout
 
-    def cancel(self, request: Request) -> Remainder | None:
+    def cancel(self, request: Request, wants_state: bool = True) -> Remainder | None:
         """Ends a request now, wherever it stands; None where it has ended before.
 
         `request.resumed(remainder)`, submitted here or elsewhere, goes on as if it had never stopped.
+
+        Args:
+            wants_state: where not, nothing is copied and the remainder has no state.
         """
         if request not in self._deadlines:
             return None
         del self._deadlines[request]
         if request in self._writing:
-            return self._stop_writing(self._writing[request])
+            return self._stop_writing(self._writing[request], wants_state)
         group = next(group for group in (*self._waiting, *self._reading) if request in group.requests)
         group.requests.remove(request)
         if group in self._waiting:
             if not group.requests:
                 self._waiting.remove(group)
-            return Remainder(request.state, list(group.prompt), 0)
-        remainder = Remainder(self._executor.export_state(group.slot), group.prompt[group.num_read :], 0)
+            return Remainder(request.state, list(request.prompt), 0)
+        remainder = Remainder(request.state, list(request.prompt), 0)
+        if group.has_begun:
+            state = self._executor.export_state(group.slot) if wants_state else None
+            remainder = Remainder(state, group.prompt[group.num_read :], 0)
         if not group.requests:
             self._reading.remove(group)
             self._release(group.slot)
         return remainder
 
-    def step(self) -> list[TokenEvent]:
+    def has_ended(self, request: Request) -> bool:
+        """Whether nothing more is written, though the last event may still have to come."""
+        return request not in self._deadlines or (request in self._writing and self._writing[request].ended is not None)
+
+    def copy_state(self, request: Request) -> Any:
+        """Arrays of the state of a request that writes: it has read all but the last token."""
+        return self._executor.export_state(self._writing[request].slot)
+
+    def step(self) -> list[Event]:
         """Gives free slots to those that wait, reads on in prompts, and writes one token of every other request.
 
         A request's faults end it alone, with an event. Errors of the executor that are nobody's fault are raised.
         """
-        events = self._end_late()
-        writing = list(self._writing.values())
+        events = self._end_late() + self._leave()
+        writing = [row for row in self._writing.values() if row.ended is None]
         events += self._admit()
+        for group in list(self._reading):
+            events += self._advance(group)
         events += self._read_one() if writing else self._read_all()
         if writing:
             events += self._write(writing)
@@ -135,7 +170,8 @@ class Scheduler:
         now = self._clock()
         found = []
         for row in self._writing.values():
-            seconds = step_seconds * (row.request.max_tokens - row.num_written)
+            num_left = 0 if row.ended else row.request.max_tokens - row.num_written
+            seconds = step_seconds * num_left
             found.append(self._at_latest(row.request, seconds, now))
         for group in self._reading:
             num_chunks = -(-(len(group.prompt) - group.num_read) // self._pace.chunk_tokens)
@@ -149,19 +185,9 @@ class Scheduler:
         return seconds if deadline is None else min(seconds, max(0.0, deadline - now))
 
     def _check(self, requests: Sequence[Request]) -> None:
-        if not requests:
-            raise RequestError("there are no requests to submit; there must be at least one")
-        first = requests[0]
-        for place, request in enumerate(requests):
-            if not request.prompt:
-                raise RequestError("a request's prompt has no tokens; it needs at least one")
-            if request.max_tokens < 1:
-                raise RequestError(f"a request's max_tokens is {request.max_tokens}; it must be 1 or above")
-            if request in self._deadlines or request in requests[:place]:
-                raise RequestError("a request is submitted twice; it must end before it may be submitted again")
-            shared = request.prompt == first.prompt and request.state is first.state
-            if not shared or request.priority != first.priority:
-                raise RequestError("requests of a group differ in prompt, state or priority; they must share all three")
+        check_group(requests)
+        if any(request in self._deadlines for request in requests):
+            raise RequestError("a request is submitted twice; it must end before it may be submitted again")
 
     def _require_room(self, num_requests: int) -> None:
         if self._max_waiting is None:
@@ -178,32 +204,88 @@ class Scheduler:
             places = f"{max(num_ahead, 0)} of {self._max_waiting} places in the queue are taken"
             raise QueueFullError(f"{places}, {num_requests} more asked for; {when}", seconds)
 
-    def _end_late(self) -> list[TokenEvent]:
-        now = self._clock()
+    def _end_late(self) -> list[Event]:
+        now, events = self._clock(), []
         late = [request for request, deadline in self._deadlines.items() if deadline is not None and now >= deadline]
-        return [TokenEvent(request, None, "deadline", self.cancel(request)) for request in late]
+        for request in late:
+            row = self._writing.get(request)
+            if row is not None:
+                row.ended = row.ended or "deadline"
+                continue
+            is_begun = any(group.has_begun and request in group.requests for group in self._reading)
+            wants_state = not is_begun or (request.wants_state and self._may_leave())
+            events.append(TokenEvent(request, None, "deadline", self.cancel(request, wants_state)))
+        return events
 
-    def _admit(self) -> list[TokenEvent]:
-        events: list[TokenEvent] = []
+    def _leave(self) -> list[Event]:
+        """Ends the rows whose answer is over, as far as their states may leave."""
+        events: list[Event] = []
+        for row in list(self._writing.values()):
+            reason = row.ended
+            if reason is not None and self._can_stop(row):
+                events.append(self._end(row, None, reason))
+        return events
+
+    def _can_stop(self, row: _Writing) -> bool:
+        return not row.request.wants_state or self._may_leave()
+
+    def _admit(self) -> list[Event]:
+        events: list[Event] = []
         while self._free and (group := self._next_waiting()) is not None:
             slot = heapq.heappop(self._free)
             if group.read_prompt is not None:
+                if group.first.adapter is not None:
+                    self._executor.use_adapter(slot, group.first.adapter)
                 self._executor.import_state(slot, group.read_prompt.arrays)
                 events.append(self._begin(group, slot, group.read_prompt.logits))
                 if not group.requests:
                     self._waiting.remove(group)
                 continue
             self._waiting.remove(group)
-            group.slot = slot
-            try:
-                if group.state is not None:
-                    self._executor.import_state(slot, group.state)
-            except GriffinError as error:
-                events += self._give_up(group, error)
-                continue
-            group.turn = self._now()
+            group.slot, group.turn = slot, self._now()
             self._reading.append(group)
         return events
+
+    def _advance(self, group: Group) -> list[Event]:
+        """All that a prompt with a slot can do without reading: begin, hand its state over, begin the answer."""
+        try:
+            if not group.has_begun and not self._begin_reading(group):
+                return []
+        except GriffinError as error:
+            self._reading.remove(group)
+            return self._give_up(group, error)
+        events: list[Event] = []
+        if group.is_due:
+            if not self._may_leave():
+                return []
+            state = self._executor.export_state(group.slot)
+            events.append(StateEvent(group.requests[0], group.keep_at.pop(0), state))
+        return events + self._end_reading(group) if group.is_read else events
+
+    def _begin_reading(self, group: Group) -> bool:
+        start = group.find_start()
+        if start is None:
+            return False
+        if group.first.adapter is not None:
+            self._executor.use_adapter(group.slot, group.first.adapter)
+        if start.state is not None:
+            self._executor.import_state(group.slot, start.state)
+        group.begin(start)
+        return True
+
+    def _end_reading(self, group: Group) -> list[Event]:
+        """The prompt is read: its first answer begins, or it ends where nothing is to be written."""
+        self._reading.remove(group)
+        if group.first.max_tokens == 0:
+            self._release(group.slot)
+            for request in group.requests:
+                del self._deadlines[request]
+            return [TokenEvent(request, None, "length", Remainder(None, [], 0)) for request in group.requests]
+        if len(group.requests) > 1:
+            group.read_prompt = ReadPrompt(self._executor.export_state(group.slot), group.logits)
+            group.turn = group.arrival
+            self._waiting.append(group)
+        return [self._begin(group, group.slot, group.logits)]
 
     def _next_waiting(self) -> Group | None:
         """One shared prompt at a time is being read or waits with its state, so that only one such state is held."""
@@ -212,47 +294,45 @@ class Scheduler:
         groups = (g for g in self._waiting if g.read_prompt is not None or len(g.requests) == 1 or not is_sharing)
         return most_urgent(groups, self._clock())
 
-    def _read_one(self) -> list[TokenEvent]:
+    def _read_one(self) -> list[Event]:
         """Reads a chunk of one prompt, as long as those that write can bear."""
-        group = most_urgent(self._reading, self._clock())
+        group = most_urgent((group for group in self._reading if group.can_read), self._clock())
         if group is None:
             return []
         group.turn = self._now()
         num_tokens = self._pace.chunk_tokens
-        is_whole = len(group.prompt) - group.num_read >= num_tokens
+        is_whole = group.chunk_end(num_tokens) - group.num_read == num_tokens
         start = self._clock()
         events = self._read_chunk(group, num_tokens)
         if is_whole:
             self._pace.read_chunk(self._clock() - start)
         return events
 
-    def _read_all(self) -> list[TokenEvent]:
+    def _read_all(self) -> list[Event]:
         """Nobody is kept waiting: reads a whole chunk of every prompt."""
-        return [event for group in list(self._reading) for event in self._read_chunk(group, WHOLE_CHUNK_TOKENS)]
+        groups = [group for group in self._reading if group.can_read]
+        return [event for group in groups for event in self._read_chunk(group, WHOLE_CHUNK_TOKENS)]
 
     def _now(self) -> Turn:
         return Turn(self._clock(), next(self._order))
 
-    def _read_chunk(self, group: Group, num_tokens: int) -> list[TokenEvent]:
-        first, end = group.num_read, min(group.num_read + num_tokens, len(group.prompt))
-        is_last = end == len(group.prompt)
+    def _read_chunk(self, group: Group, num_tokens: int) -> list[Event]:
+        first, end, scorer = group.num_read, group.chunk_end(num_tokens), group.first.scorer
+        wanted = "last" if end == len(group.prompt) and group.first.max_tokens else "none"
         chunk = self._make_chunk(group.prompt[first:end])
         try:
-            logits = self._executor.prefill([group.slot], chunk, None, "last" if is_last else "none")
+            logits = self._executor.prefill([group.slot], chunk, None, wanted if scorer is None else "all")
         except GriffinError as error:
             self._reading.remove(group)
             return self._give_up(group, error)
+        if scorer is not None:
+            scorer.score(first, logits)
         group.num_read = end
-        if not is_last:
-            return []
-        self._reading.remove(group)
-        if len(group.requests) > 1:
-            group.read_prompt = ReadPrompt(self._executor.export_state(group.slot), logits[0, 0])
-            group.turn = group.arrival
-            self._waiting.append(group)
-        return [self._begin(group, group.slot, logits[0, 0])]
+        if group.is_read:
+            group.logits = None if logits is None else logits[0, -1]
+        return self._advance(group)
 
-    def _give_up(self, group: Group, error: GriffinError) -> list[TokenEvent]:
+    def _give_up(self, group: Group, error: GriffinError) -> list[Event]:
         """All requests of a group end, since its prompt or state cannot be read."""
         self._release(group.slot)
         for request in group.requests:
@@ -265,7 +345,7 @@ class Scheduler:
         self._writing[row.request] = row
         return self._take(row, logits)
 
-    def _write(self, rows: list[_Writing]) -> list[TokenEvent]:
+    def _write(self, rows: list[_Writing]) -> list[Event]:
         start = self._clock()
         try:
             logits = self._executor.step([row.slot for row in rows], [row.last_token for row in rows])
@@ -281,28 +361,33 @@ class Scheduler:
         request = row.request
         try:
             token = request.chooser.choose(logits)
+            is_over = token in request.end_ids or request.chooser.is_complete
         except Exception as error:  # The chooser is the request's own; the other rows have theirs.
             return self._fail(row, error)
         row.last_token = token
         row.num_written += 1
         reason: FinishReason | None = None
-        if token in request.end_ids:
+        if is_over:
             reason = "stop"
         elif row.num_written >= request.max_tokens:
             reason = "length"
         if reason is None:
             return TokenEvent(request, token)
-        del self._deadlines[request]
-        return TokenEvent(request, token, reason, self._stop_writing(row))
+        row.ended = reason
+        return self._end(row, token, reason) if self._can_stop(row) else TokenEvent(request, token)
+
+    def _end(self, row: _Writing, token: int | None, reason: FinishReason) -> TokenEvent:
+        del self._deadlines[row.request]
+        return TokenEvent(row.request, token, reason, self._stop_writing(row, row.request.wants_state))
 
     def _fail(self, row: _Writing, error: Exception) -> TokenEvent:
         del self._deadlines[row.request], self._writing[row.request]
         self._release(row.slot)
         return TokenEvent(row.request, None, "error", error=error)
 
-    def _stop_writing(self, row: _Writing) -> Remainder:
+    def _stop_writing(self, row: _Writing, wants_state: bool) -> Remainder:
         del self._writing[row.request]
-        state = self._executor.export_state(row.slot)
+        state = self._executor.export_state(row.slot) if wants_state else None
         self._release(row.slot)
         return Remainder(state, [row.last_token], row.num_written)
 

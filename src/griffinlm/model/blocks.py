@@ -1,5 +1,6 @@
 """The temporal blocks with their states, and the residual block around them."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from griffinlm.config import BlockKind, ModelConfig
 from griffinlm.kernels.local_attention.reference import attention, write_ring
 from griffinlm.model.layers import GatedMLP, RgLru, RMSNorm, ShortConv, rotate, rotation
+from griffinlm.model.low_rank import RowTerms, product
 
 
 class RecurrentState(NamedTuple):
@@ -42,6 +44,8 @@ class Layout(NamedTuple):
     """[B], tokens of the row's document read before this call."""
     lengths: Tensor | None
     """[B], real tokens in each row; None where all are."""
+    low_rank: Sequence[RowTerms] = ()
+    """Terms that some rows add to the products of linear layers."""
 
 
 class RecurrentBlock(nn.Module):
@@ -60,10 +64,11 @@ class RecurrentBlock(nn.Module):
     def forward(self, x: Tensor, layout: Layout, state: RecurrentState | None) -> tuple[Tensor, RecurrentState]:
         tail = None if state is None else state.convolution
         hidden = x.new_zeros(x.shape[0], self.width, dtype=torch.float32) if state is None else state.hidden
-        branch = nn.functional.gelu(self.linear_y(x), approximate="tanh")
-        u, tail = self.conv(self.linear_x(x), layout.positions, tail, layout.lengths)
-        u, hidden = self.rg_lru(u, layout.reset, hidden, layout.lengths)
-        return self.linear_out(u * branch), RecurrentState(hidden, tail)
+        branch = nn.functional.gelu(product(self.linear_y, x, layout.low_rank), approximate="tanh")
+        u = product(self.linear_x, x, layout.low_rank)
+        u, tail = self.conv(u, layout.positions, tail, layout.lengths)
+        u, hidden = self.rg_lru(u, layout.reset, hidden, layout.lengths, layout.low_rank)
+        return product(self.linear_out, u * branch, layout.low_rank), RecurrentState(hidden, tail)
 
 
 class AttentionBlock(nn.Module):
@@ -82,8 +87,10 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout, state: AttentionState | None) -> tuple[Tensor, AttentionState]:
         cos, sin = rotation(layout.positions, self.config)
-        query = rotate(self.query(x).unflatten(-1, (self.config.num_heads, self.config.head_size)), cos, sin)
-        key, value = rotate(self.key(x)[:, :, None], cos, sin)[:, :, 0], self.value(x)
+        query = product(self.query, x, layout.low_rank).unflatten(-1, (self.config.num_heads, self.config.head_size))
+        query = rotate(query, cos, sin)
+        key = rotate(product(self.key, x, layout.low_rank)[:, :, None], cos, sin)[:, :, 0]
+        value = product(self.value, x, layout.low_rank)
         ring = None
         if state is not None:
             ring = (state.keys, state.values, layout.num_before)
@@ -97,7 +104,7 @@ class AttentionBlock(nn.Module):
             state = AttentionState(empty, empty)
         keys = write_ring(state.keys, key, layout.positions)
         values = write_ring(state.values, value, layout.positions)
-        return self.output(out.flatten(-2)), AttentionState(keys, values)
+        return product(self.output, out.flatten(-2), layout.low_rank), AttentionState(keys, values)
 
 
 class ResidualBlock(nn.Module):
@@ -118,4 +125,4 @@ class ResidualBlock(nn.Module):
         temporal = self.recurrent if self.kind == "recurrent" else self.attention
         mixed, after = temporal(self.temporal_norm(x), layout, state)
         x = x + mixed
-        return x + self.mlp(self.mlp_norm(x)), after
+        return x + self.mlp(self.mlp_norm(x), layout.low_rank), after

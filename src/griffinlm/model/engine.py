@@ -1,13 +1,15 @@
 """The torch engine: the model as an Engine, its slots as an Executor."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 
+from griffinlm.checkpoint.adapter import AdapterTerms, LowRank
 from griffinlm.config import ModelConfig
-from griffinlm.executor import ExecutorError, LogitsChoice, check_prefill
+from griffinlm.executor import ExecutorError, LogitsChoice, check_adapter, check_prefill, require_arrays
 from griffinlm.model.griffin import Griffin, GriffinState
+from griffinlm.model.low_rank import LowRankTerm, RowTerms
 from griffinlm.model.state import (
     from_named,
     new_state,
@@ -24,26 +26,41 @@ WINDOW_DTYPES = ("float32", "bfloat16", "float16")
 
 
 class TorchEngine:
-    """The weights of a model in one precision on one device."""
+    """The weights of a model in one precision on one device, and beside them adapters in float32."""
 
-    def __init__(self, model: Griffin, window_dtype: str) -> None:
+    def __init__(self, model: Griffin, window_dtype: str, adapters: AdapterTerms | None = None) -> None:
         self.model = model.eval().requires_grad_(False)
         self.config = model.config
         self.window_dtype = window_dtype
         self.precision = str(model.embedding.weight.dtype).removeprefix("torch.")
         self.device = model.embedding.weight.device
+        self.adapters = {name: self._on_device(terms) for name, terms in (adapters or {}).items()}
 
     def executor(self, num_slots: int, capacity: int | None = None) -> "TorchExecutor":
         return TorchExecutor(self, num_slots, capacity)
 
+    def _on_device(self, terms: Mapping[str, LowRank]) -> dict[torch.nn.Module, LowRankTerm]:
+        return {
+            self.model.get_submodule(name.removesuffix(".weight")): LowRankTerm(
+                *(to_tensor(array).to(self.device) for array in (term.down, term.up))
+            )
+            for name, term in terms.items()
+        }
+
 
 def build_engine(
-    config: ModelConfig, read: Callable[[str], np.ndarray], precision: str, window_dtype: str, device: str
+    config: ModelConfig,
+    read: Callable[[str], np.ndarray],
+    precision: str,
+    window_dtype: str,
+    device: str,
+    adapters: AdapterTerms | None = None,
 ) -> TorchEngine:
     """Fills a model tensor by tensor, each turned into the precision as it is read.
 
     Args:
         read: gives the values of a parameter by name.
+        adapters: low-rank terms by the name of the adapter and that of the matrix.
     """
     with torch.device("meta"):
         model = Griffin(config)
@@ -52,7 +69,7 @@ def build_engine(
     for name in progress(config.parameter_shapes(), "loading"):
         weights[name] = to_tensor(read(name)).to(device=device, dtype=dtype, copy=True)
     model.load_state_dict(weights, assign=True)
-    return TorchEngine(model, window_dtype)
+    return TorchEngine(model, window_dtype, adapters)
 
 
 class TorchExecutor:
@@ -61,6 +78,7 @@ class TorchExecutor:
     def __init__(self, engine: TorchEngine, num_slots: int, capacity: int | None) -> None:
         self.engine, self.num_slots, self.capacity = engine, num_slots, capacity
         self.state = new_state(engine.config, num_slots, capacity, engine.window_dtype, engine.precision, engine.device)
+        self._adapter_of: list[str | None] = [None] * num_slots
 
     @torch.inference_mode()
     def prefill(
@@ -71,7 +89,7 @@ class TorchExecutor:
         check_prefill(self.engine.config, tokens, positions, num_tokens, self.capacity)
         given = None if positions is None else self._move(positions)
         before = self._gather(index)
-        out, after = self.engine.model(self._move(tokens), before, given, logits)
+        out, after = self.engine.model(self._move(tokens), before, given, logits, self._low_rank(slots))
         for kept, new in zip(tensors(self.state), tensors(after), strict=True):
             kept.index_copy_(0, index, new)
         if out is None:
@@ -99,6 +117,7 @@ class TorchExecutor:
         return to_numpy(to_named(config, state))
 
     def import_state(self, slot: int, arrays: dict[str, np.ndarray]) -> None:
+        require_arrays(arrays, to_named(self.engine.config, self.state))
         named = {name: to_tensor(array).to(self.engine.device) for name, array in arrays.items() if name != "pending"}
         given = from_named(self.engine.config, named)
         for kept, new in zip(tensors(self.state), tensors(given), strict=True):
@@ -107,9 +126,23 @@ class TorchExecutor:
                 raise ExecutorError(f"a state's array is {found}; this executor's slots have {allowed}")
         self.rollback(slot, given)
 
+    def use_adapter(self, slot: int, name: str | None) -> None:
+        check_adapter(self.engine.adapters, name)
+        self._adapter_of[slot] = name
+
     def release(self, slot: int) -> None:
+        self._adapter_of[slot] = None
         for kept in tensors(self.state):
             kept[slot] = 0
+
+    def _low_rank(self, slots: Sequence[int]) -> list[RowTerms]:
+        """The rows of a call, by their adapters."""
+        rows: dict[str, list[int]] = {}
+        for row, slot in enumerate(slots):
+            name = self._adapter_of[slot]
+            if name is not None and self.engine.adapters[name]:
+                rows.setdefault(name, []).append(row)
+        return [RowTerms(self._index(numbers), self.engine.adapters[name]) for name, numbers in rows.items()]
 
     def _index(self, slots: Sequence[int]) -> torch.Tensor:
         return torch.tensor(list(slots), device=self.engine.device)

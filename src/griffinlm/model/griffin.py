@@ -1,5 +1,6 @@
 """Griffin: the one model class. Hawk, RecurrentGemma and Gemma are values of its configuration."""
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from griffinlm.config import ModelConfig
 from griffinlm.executor import LogitsChoice
 from griffinlm.model.blocks import BlockState, Layout, ResidualBlock
 from griffinlm.model.layers import RMSNorm
+from griffinlm.model.low_rank import RowTerms
 
 
 class GriffinState(NamedTuple):
@@ -19,6 +21,92 @@ class GriffinState(NamedTuple):
     """[B] int64, tokens read of each row's current document."""
     blocks: tuple[BlockState, ...]
     """One a depth, as in `ModelConfig.plan()`."""
+
+
+class Reading(NamedTuple):
+    """What the blocks made of some tokens."""
+
+    x: Tensor
+    """[B, T, D], padding at the end of each row."""
+    state: GriffinState
+    order: Tensor | None
+    """[B, T], which token of the call stands where in `x`; None where there is no padding and nothing has moved."""
+    last: Tensor
+    """[B], place in `x` of each row's last real token; -1 where it has none."""
+
+    def in_order(self, x: Tensor) -> Tensor:
+        """[B, T, D] numbers of the tokens in `x`, in the order in which the call gave the tokens."""
+        return x if self.order is None else torch.empty_like(x).scatter(1, self.order[..., None].expand_as(x), x)
+
+    def newest(self) -> Tensor:
+        """[B, 1, D], `x` of each row's last real token."""
+        return self.x.gather(1, self.last.clamp(min=0)[:, None, None].expand(-1, -1, self.x.shape[2]))
+
+
+BlockCall = Callable[[nn.Module, Tensor, Layout, BlockState | None], tuple[Tensor, BlockState]]
+"""Runs one block."""
+
+
+def recomputed(block: nn.Module, x: Tensor, layout: Layout, state: BlockState | None) -> tuple[Tensor, BlockState]:
+    """Runs a block whose activations the backward pass computes again instead of finding them kept."""
+    return checkpoint(block, x, layout, state, use_reentrant=False)
+
+
+def read(
+    config: ModelConfig,
+    layers: Iterable[nn.Module],
+    x: Tensor,
+    state: GriffinState | None,
+    positions: Tensor | None,
+    call: BlockCall = nn.Module.__call__,
+    low_rank: Sequence[RowTerms] = (),
+) -> Reading:
+    """Runs the blocks of a model over tokens that are already embedded and scaled.
+
+    Args:
+        x: [B, T, D].
+        state, positions: as in `Griffin.forward`.
+        call: how a block is run.
+        low_rank: terms that some rows add to the products of linear layers.
+
+    Raises:
+        ValueError: a position lies past the capacity of a global attention block's state.
+    """
+    num_rows, num_tokens = x.shape[:2]
+    num_before = torch.zeros(num_rows, dtype=torch.int64, device=x.device) if state is None else state.num_tokens
+    lengths = order = None
+    if positions is None:
+        positions = num_before[:, None] + torch.arange(num_tokens, device=x.device)
+    else:
+        padding = positions < 0
+        if bool(padding.any()):
+            # Padding moves to the end of its row, where causality already hides it from every real token.
+            order = torch.argsort(padding.to(torch.uint8), dim=1, stable=True)
+            x, positions = x.gather(1, order[..., None].expand_as(x)), positions.gather(1, order)
+            lengths = num_tokens - padding.sum(dim=1)
+    if state is not None:
+        _check_capacity(config, state, positions)
+    layout = Layout(positions, positions == 0, num_before, lengths, low_rank)
+    blocks = []
+    for step, block in zip(config.plan(), layers, strict=True):
+        x, after = call(block, x, layout, None if state is None else state.blocks[step.depth])
+        blocks.append(after)
+    last = (torch.full_like(num_before, num_tokens) if lengths is None else lengths) - 1
+    newest = positions.gather(1, last.clamp(min=0)[:, None])[:, 0]
+    num_after = torch.where(last >= 0, newest + 1, num_before)
+    return Reading(x, GriffinState(num_after, tuple(blocks)), order, last)
+
+
+def _check_capacity(config: ModelConfig, state: GriffinState, positions: Tensor) -> None:
+    if not config.needs_capacity:
+        return
+    for step, block in zip(config.plan(), state.blocks, strict=True):
+        if step.kind == "global_attention":
+            capacity = block[0].shape[1]
+            newest = int(positions.max())
+            if newest >= capacity:
+                raise ValueError(f"position {newest} lies past the state's capacity of {capacity} tokens")
+            return
 
 
 class Griffin(nn.Module):
@@ -46,6 +134,7 @@ class Griffin(nn.Module):
         state: GriffinState | None = None,
         positions: Tensor | None = None,
         logits: LogitsChoice = "all",
+        low_rank: Sequence[RowTerms] = (),
     ) -> tuple[Tensor | None, GriffinState]:
         """Reads tokens on from a state.
 
@@ -55,6 +144,7 @@ class Griffin(nn.Module):
             positions: [B, T], place of each token in its document: 0 starts a document, -1 is padding (anywhere in a
                 row), any other value continues the one before it by one. None continues every row without padding.
             logits: for which tokens: all [B, T, V], the last real one of each row [B, 1, V], or none (None).
+            low_rank: terms that some rows add to the products of linear layers; each row may stand in one of them.
 
         Returns:
             float32 logits, and the state after the tokens.
@@ -62,56 +152,16 @@ class Griffin(nn.Module):
         Raises:
             ValueError: a position lies past the capacity of a global attention block's state.
         """
-        num_rows, num_tokens = tokens.shape
-        if state is None:
-            num_before = torch.zeros(num_rows, dtype=torch.int64, device=tokens.device)
-        else:
-            num_before = state.num_tokens
-        lengths = order = None
-        if positions is None:
-            positions = num_before[:, None] + torch.arange(num_tokens, device=tokens.device)
-        else:
-            padding = positions < 0
-            if bool(padding.any()):
-                # Padding moves to the end of its row, where causality already hides it from every real token.
-                order = torch.argsort(padding.to(torch.uint8), dim=1, stable=True)
-                tokens, positions = tokens.gather(1, order), positions.gather(1, order)
-                lengths = num_tokens - padding.sum(dim=1)
-        if state is not None:
-            self._check_capacity(state, positions)
-        layout = Layout(positions, positions == 0, num_before, lengths)
-        x = self.embedding(tokens.masked_fill(positions < 0, 0)) * self.config.embedding_scale
-        blocks = []
-        for step, block in zip(self.config.plan(), self.layers, strict=True):
-            before = None if state is None else state.blocks[step.depth]
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x, after = checkpoint(block, x, layout, before, use_reentrant=False)
-            else:
-                x, after = block(x, layout, before)
-            blocks.append(after)
-        last = (torch.full_like(num_before, num_tokens) if lengths is None else lengths) - 1
-        newest = positions.gather(1, last.clamp(min=0)[:, None])[:, 0]
-        num_after = torch.where(last >= 0, newest + 1, num_before)
-        return self._logits(x, logits, last, order), GriffinState(num_after, tuple(blocks))
+        is_recomputed = self.gradient_checkpointing and torch.is_grad_enabled()
+        call = recomputed if is_recomputed else nn.Module.__call__
+        x = self.embedding(tokens if positions is None else tokens.masked_fill(positions < 0, 0))
+        reading = read(self.config, self.layers, x * self.config.embedding_scale, state, positions, call, low_rank)
+        return self._logits(reading, logits), reading.state
 
-    def _logits(self, x: Tensor, choice: LogitsChoice, last: Tensor, order: Tensor | None) -> Tensor | None:
+    def _logits(self, reading: Reading, choice: LogitsChoice) -> Tensor | None:
         if choice == "none":
             return None
-        if choice == "last":
-            x = x.gather(1, last.clamp(min=0)[:, None, None].expand(-1, -1, x.shape[2]))
-        elif order is not None:
-            x = torch.empty_like(x).scatter(1, order[..., None].expand_as(x), x)
+        x = reading.newest() if choice == "last" else reading.in_order(reading.x)
         out = nn.functional.linear(self.final_norm(x), self.embedding.weight).float()
         cap = self.config.logit_soft_cap
         return out if cap is None else torch.tanh(out / cap) * cap
-
-    def _check_capacity(self, state: GriffinState, positions: Tensor) -> None:
-        if not self.config.needs_capacity:
-            return
-        for step, block in zip(self.config.plan(), state.blocks, strict=True):
-            if step.kind == "global_attention":
-                capacity = block[0].shape[1]
-                newest = int(positions.max())
-                if newest >= capacity:
-                    raise ValueError(f"position {newest} lies past the state's capacity of {capacity} tokens")
-                return

@@ -1,11 +1,14 @@
 """The layers of the Griffin family. Parameter names are the names of `ModelConfig.parameter_shapes()`."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from griffinlm.config import AttentionConfig, ModelConfig, RecurrentConfig
 from griffinlm.kernels.linear_scan.chunked import rg_lru
 from griffinlm.kernels.short_conv.reference import short_conv
+from griffinlm.model.low_rank import RowTerms, product
 
 
 class RMSNorm(nn.Module):
@@ -31,8 +34,9 @@ class GatedMLP(nn.Module):
         self.up = nn.Linear(config.width, config.mlp_hidden, bias=config.use_bias)
         self.down = nn.Linear(config.mlp_hidden, config.width, bias=config.use_bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(nn.functional.gelu(self.gate(x), approximate="tanh") * self.up(x))
+    def forward(self, x: Tensor, low_rank: Sequence[RowTerms] = ()) -> Tensor:
+        gate = nn.functional.gelu(product(self.gate, x, low_rank), approximate="tanh")
+        return product(self.down, gate * product(self.up, x, low_rank), low_rank)
 
 
 class BlockDiagonalLinear(nn.Module):
@@ -57,8 +61,17 @@ class RgLru(nn.Module):
         self.recurrence_gate = BlockDiagonalLinear(config.width, config.num_gate_blocks)
         self.a_param = nn.Parameter(torch.zeros(config.width))
 
-    def forward(self, x: Tensor, reset: Tensor, initial: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-        return rg_lru(x, self.input_gate(x), self.recurrence_gate(x), self.a_param, reset, initial, lengths)
+    def forward(
+        self,
+        x: Tensor,
+        reset: Tensor,
+        initial: Tensor,
+        lengths: Tensor | None,
+        low_rank: Sequence[RowTerms] = (),
+    ) -> tuple[Tensor, Tensor]:
+        input_gate = product(self.input_gate, x, low_rank)
+        recurrence_gate = product(self.recurrence_gate, x, low_rank)
+        return rg_lru(x, input_gate, recurrence_gate, self.a_param, reset, initial, lengths)
 
 
 class ShortConv(nn.Module):

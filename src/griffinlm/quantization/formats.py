@@ -29,10 +29,10 @@ class Format:
     | --- | --- | --- | --- |
     | float32 | float32 [N, K] | | itself |
     | int4-block, int8-block | uint8 [N, ceil(K/block), block*bits/8] | [N, ceil(K/block)] | (q - 2^(bits-1)) s |
-    | int8-channel | int8 [K, N], -127..127 | [N] | q s |
+    | int8-channel | int8 [N, K], -127..127 | [N] | q s |
 
     Blocks lie as ONNX Runtime's MatMulNBits reads them: of two 4-bit numbers in a byte the first is the low one, and
-    what the last block lacks is filled with zeros, q = 2^(bits-1). Channels lie as its MatMulInteger does.
+    what the last block lacks is filled with zeros, q = 2^(bits-1). Channels lie as its QGemm reads a transposed matrix.
     """
 
     bits: int
@@ -75,7 +75,7 @@ class Format:
 
     @property
     def is_channel(self) -> bool:
-        """Whether all inputs of an output share one scale, and the numbers lie transposed."""
+        """Whether all inputs of an output share one scale."""
         return self.is_quantized and self.block_size is None
 
     def fitted(self, num_columns: int) -> "Format":
@@ -89,7 +89,7 @@ class Format:
         """The arrays of numbers and of scales for a matrix [num_rows, num_columns]; for the quantized formats."""
         assert self.is_quantized
         if self.block_size is None:
-            return ArraySpec("int8", (num_columns, num_rows)), ArraySpec("float32", (num_rows,))
+            return ArraySpec("int8", (num_rows, num_columns)), ArraySpec("float32", (num_rows,))
         num_blocks = -(-num_columns // self.block_size)
         packed = (num_rows, num_blocks, self.block_size * self.bits // 8)
         return ArraySpec("uint8", packed), ArraySpec("float32", (num_rows, num_blocks))

@@ -51,7 +51,7 @@ def quantize(matrix: np.ndarray, format: Format, energy: np.ndarray | None = Non
         chosen, chunk_scales = fit(_blocks(values, size), grid, chunk_weights)
         scales[rows] = chunk_scales.reshape(scales[rows].shape)
         if format.is_channel:
-            numbers[:, rows] = chosen.reshape(values.shape).T
+            numbers[rows] = chosen.reshape(values.shape)
         else:
             numbers[rows] = _pack(chosen, format.bits)
         chosen *= chunk_scales[..., None]
@@ -65,7 +65,7 @@ def dequantize(numbers: np.ndarray, scales: np.ndarray, format: Format, num_colu
     values = np.empty((len(scales), num_columns), np.float32)
     for rows in _chunks(*values.shape):
         if format.is_channel:
-            np.multiply(numbers[:, rows].T, scales[rows, None], out=values[rows], dtype=np.float32)
+            np.multiply(numbers[rows], scales[rows, None], out=values[rows], dtype=np.float32)
             continue
         blocks = _unpack(numbers[rows], format.bits)
         blocks *= scales[rows, :, None]

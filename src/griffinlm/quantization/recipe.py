@@ -19,21 +19,25 @@ CONVOLUTION = ".conv.weight"
 class Recipe:
     """The format of every matrix of a model: those of linears, of the gates, and the embedding.
 
-    `int8-channel` is for linears. The embedding becomes `int8-block128` under it, because a token's row must be read
-    out of the stored numbers, and channels lie transposed; so do the gates, whose blocks are small matrices that a
-    single integer product over all inputs cannot take.
+    Under `int8-channel` the gates become `int8-block128`: their blocks are small matrices, each with inputs of its own,
+    that a single integer product over all inputs cannot take.
     """
 
     default: Format
     overrides: tuple[tuple[str, Format], ...] = ()
     """Patterns (`*`, `?`, `[...]`) of parameter names, and the format of what they match; the first match wins."""
 
+    @property
+    def has_channels(self) -> bool:
+        """Whether it asks for `int8-channel` anywhere."""
+        return any(format.is_channel for format in (self.default, *(format for _, format in self.overrides)))
+
     def format_of(self, name: str, shape: tuple[int, ...]) -> Format:
         """The format of a parameter, its blocks fitted to the matrix; float32 for whatever is no such matrix."""
         if not is_matrix(name):
             return FLOAT32
         format = next((format for pattern, format in self.overrides if fnmatchcase(name, pattern)), self.default)
-        if format.is_channel and (name == EMBEDDING or name.endswith(GATES)):
+        if format.is_channel and name.endswith(GATES):
             format = Format(8, 128)
         return format.fitted(matrix_shape(shape)[1])
 

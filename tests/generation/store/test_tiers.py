@@ -1,5 +1,6 @@
 """Damaged records and indexes are found, told and never returned; memory stays in its budget; chains stay short."""
 
+import dataclasses
 import os
 import random
 import sqlite3
@@ -117,7 +118,7 @@ def test_a_damaged_index_is_one_clear_error(tmp_path, content):
 
 def test_another_programs_database_and_a_newer_format_are_refused(tmp_path):
     open_store(tmp_path / "s").close()
-    for pragma, message in (("user_version = 2", "format version 2"), ("application_id = 1", "no index of a state")):
+    for pragma, message in (("user_version = 3", "format version 3"), ("application_id = 1", "no index of a state")):
         with sqlite3.connect(tmp_path / "s" / "index.sqlite") as database:
             database.execute(f"PRAGMA {pragma}")
         with pytest.raises(StoreError, match=message):
@@ -265,3 +266,91 @@ def test_threads_share_a_store():
             for state_id, _, arrays in turns:
                 assert is_same(store.get("a", state_id).arrays, arrays)
         assert store.counts().num_states == 10
+
+
+def test_views_of_one_store_share_room_and_find_only_their_own(tmp_path):
+    other = dataclasses.replace(GRIFFIN, weights="b" * 64)
+    with open_store(tmp_path / "s") as store:
+        view = store.view(other)
+        (state_id, tokens, arrays), *_ = chain(store, 1)
+        own = view.put("a", tokens, arrays)
+        assert own != state_id
+        assert (store.ids("a"), view.ids("a")) == ([state_id], [own])
+        assert view.find_longest_prefix("a", tokens) == (own, len(tokens))
+        with pytest.raises(StateNotFoundError):
+            view.get("a", state_id)
+        assert view.counts() == store.counts()
+        with pytest.raises(StoreError, match="other arrays"):
+            store.view(dataclasses.replace(GRIFFIN, window_dtype="float16"))
+
+
+def test_the_longest_prefix_is_given_with_its_state_and_damage_falls_back_to_a_shorter_one(tmp_path):
+    with open_store(tmp_path / "s") as store:
+        turns = chain(store, 3)
+        document = [*turns[-1][1], 9]
+        found_id, found = store.get_longest_prefix("a", document)
+        assert found_id == turns[2][0]
+        assert is_same(found.arrays, turns[2][2])
+        damage(record_paths(store)[2], "flipped")
+        found_id, found = store.get_longest_prefix("a", document)
+        assert found_id == turns[1][0]
+        assert is_same(found.arrays, turns[1][2])
+        assert store.get_longest_prefix("b", document) == (None, None)
+
+
+def fill_for_deletion(store: StateStore) -> list[str]:
+    """States of two tenants, names, a base that is shared and deleted, a chain with a deleted node; the others' ids."""
+    turns = chain(store, 3)
+    store.set_name("a", "x", turns[0][0])
+    store.delete("a", turns[1][0])
+    store.view(dataclasses.replace(GRIFFIN, weights="b" * 64)).put("a", *turns[0][1:])
+    shared = store.share("a", turns[0][0], "preface")
+    store.put("a", *turns[1][1:], shared)
+    store.unshare("preface")
+    return [store.put("b", *turns[0][1:]), store.put("b", *turns[2][1:])]
+
+
+def test_deletion_of_a_tenant_leaves_nothing_of_it_for_any_model(tmp_path):
+    with open_store(tmp_path / "s") as store:
+        others = fill_for_deletion(store)
+        damage(record_paths(store)[-1], "flipped")
+        with pytest.raises(DamagedStateError):
+            store.get("b", others.pop())
+    with open_store(tmp_path / "s", memory_bytes=1 << 20) as store:
+        assert all(store.get("a", state_id).nbytes for state_id in store.ids("a"))
+        assert store.delete_all("a") == 4
+        assert store.ids("a") == store.view(dataclasses.replace(GRIFFIN, weights="b" * 64)).ids("a") == []
+        assert store.names("a") == {}
+        assert store.ids("b") == others
+        assert len(os.listdir(tmp_path / "s" / "records")) == 1
+        assert os.listdir(tmp_path / "s" / "damaged") == []
+        counts = store.counts()
+        assert (counts.num_states, counts.record_bytes) == (1, record_paths(store)[0].stat().st_size)
+        assert counts.memory_bytes == 0
+        assert store.delete_all("a") == 0
+
+
+@pytest.mark.parametrize("where", ["remove_owner", "_remove_unneeded", "remove", "empty_log"])
+def test_deletion_of_a_tenant_cut_short_is_all_or_nothing(tmp_path, monkeypatch, where):
+    class CutShortError(Exception):
+        pass
+
+    def cut(*_):
+        raise CutShortError
+
+    with open_store(tmp_path / "s") as store:
+        others = fill_for_deletion(store)
+        before, num_files = store.ids("a"), len(record_paths(store))
+        owner = DiskRecords if where == "remove" else index.Index
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, where, cut)
+            with pytest.raises(CutShortError):
+                store.delete_all("a")
+    is_done = where in ("remove", "empty_log")
+    with open_store(tmp_path / "s") as again:
+        assert again.ids("a") == ([] if is_done else before)
+        assert again.ids("b") == others
+        assert len(os.listdir(tmp_path / "s" / "records")) == (2 if is_done else num_files)
+        again.delete_all("a")
+        assert again.ids("a") == []
+        assert len(os.listdir(tmp_path / "s" / "records")) == 2

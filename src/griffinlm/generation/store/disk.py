@@ -24,6 +24,10 @@ class Records(Protocol):
         """Takes a damaged record out of the way, kept for whoever looks into it."""
         ...
 
+    def remove_damaged(self) -> None:
+        """Removes all that was set aside."""
+        ...
+
     def names(self) -> list[str]:
         """Everything that stands there, half-written records too."""
         ...
@@ -48,6 +52,9 @@ class MemoryRecords:
 
     def set_aside(self, name: str) -> None:
         self.remove(name)
+
+    def remove_damaged(self) -> None:
+        pass
 
     def names(self) -> list[str]:
         return list(self._contents)
@@ -93,6 +100,10 @@ class DiskRecords:
         with contextlib.suppress(FileNotFoundError):
             os.replace(self._folder / _plain(name), self._damaged / name)
             _flush_entries(self._damaged)
+
+    def remove_damaged(self) -> None:
+        for path in self._damaged.iterdir():
+            path.unlink(missing_ok=True)
 
     def names(self) -> list[str]:
         return os.listdir(self._folder)

@@ -17,8 +17,10 @@ from griffinlm.generation.store.errors import StoreError
 BUSY_TIMEOUT_SECONDS = 60.0
 RETRY_SECONDS = 0.005
 APPLICATION_ID = 0x67724673
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 LOOKUPS_AT_ONCE = 500
+SCOPE_BYTES = 64
+"""A hash of the owner and one of the model."""
 
 SCHEMA = (
     """CREATE TABLE states (
@@ -267,6 +269,17 @@ class Index:
         self._run("DELETE FROM names WHERE node = ?", node)
         self._run("UPDATE states SET id = NULL, block = NULL, prefix = NULL WHERE node = ?", node)
         return self._remove_unneeded(node)
+
+    def remove_owner(self, owner: bytes) -> tuple[int, list[int], list[str]]:
+        """Removes all nodes whose scope begins with `owner`; gives how many had an id, the nodes, and the records."""
+        scopes = owner, owner + b"\xff" * SCOPE_BYTES
+        found = self._run("SELECT node, id, base, record FROM states WHERE scope BETWEEN ? AND ?", *scopes)
+        self._run("DELETE FROM names WHERE scope BETWEEN ? AND ?", *scopes)
+        self._run("DELETE FROM states WHERE scope BETWEEN ? AND ?", *scopes)
+        records = [record for *_, record in found]
+        for base in {base for _, _, base, _ in found} - {node for node, *_ in found}:
+            records += self._remove_unneeded(base)
+        return sum(one is not None for _, one, *_ in found), [node for node, *_ in found], records
 
     def remove_damaged(self, node: int) -> list[str]:
         """Removes a node with all that stands on it; gives the records of these, its own first."""

@@ -1,5 +1,6 @@
 """The state store: conversations kept under tenant and id, found again by name or by the tokens they begin with."""
 
+import copy
 import hashlib
 import json
 import os
@@ -14,7 +15,13 @@ import numpy as np
 
 from griffinlm.generation.store.content import StoredState, checked_state, checked_tokens, content_id
 from griffinlm.generation.store.delta import decode, encode, materialise, num_bytes_unpacked
-from griffinlm.generation.store.errors import SignatureError, StateNotFoundError, StoreError, shown
+from griffinlm.generation.store.errors import (
+    DamagedStateError,
+    SignatureError,
+    StateNotFoundError,
+    StoreError,
+    shown,
+)
 from griffinlm.generation.store.index import Node
 from griffinlm.generation.store.prefix import PrefixHashes
 from griffinlm.generation.store.signed import seal, unseal
@@ -117,6 +124,21 @@ class StateStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def view(self, model: StateOwner) -> "StateStore":
+        """The same store for a model with states of the same shape, such as this one with an adapter.
+
+        Each finds only what was put for its own model. Room, memory and files are one, and so is `close`.
+
+        Raises:
+            StoreError: the model's states have other arrays.
+        """
+        own, other = self.model, model
+        if (own.config, own.precision, own.window_dtype) != (other.config, other.precision, other.window_dtype):
+            raise StoreError("the store was opened for a model whose states have other arrays")
+        found = copy.copy(self)
+        found.model = model
+        return found
+
     @_alone
     def put(
         self,
@@ -160,6 +182,28 @@ class StateStore:
         tokens = checked_tokens(self.model, token_ids)
         found = [self._longest_in(scope, tokens) for scope in (self._scope(tenant), self._scope(None))]
         return max(filter(None, found), key=lambda prefix: prefix.num_tokens, default=None)
+
+    @_alone
+    def get_longest_prefix(
+        self, tenant: str, token_ids: Sequence[int] | np.ndarray
+    ) -> tuple[str, StoredState] | tuple[None, None]:
+        """The id of what `find_longest_prefix` finds and what `get` gives for it; a damaged state is passed over."""
+        tokens = checked_tokens(self.model, token_ids)
+        while (found := self.find_longest_prefix(tenant, tokens)) is not None:
+            try:
+                return found.id, self.get(tenant, found.id)
+            except (StateNotFoundError, DamagedStateError):
+                continue  # Neither is found again.
+        return None, None
+
+    @_alone
+    def delete_all(self, tenant: str) -> int:
+        """Removes all that a tenant has put, for every model that was ever run on the directory; gives how many.
+
+        Damaged records that were set aside go too, since nobody can tell any more whose they are. What the tenant
+        shared stays: see `unshare`.
+        """
+        return self._tiers.delete_all(self._owner(tenant))
 
     @_alone
     def delete(self, tenant: str, state_id: str) -> None:
@@ -273,11 +317,15 @@ class StateStore:
         num_states, record_bytes, num_damaged = self._index.totals()
         return StoreCounts(num_states, record_bytes, self._tiers.memory.num_bytes, num_damaged)
 
-    def _scope(self, tenant: str | None) -> bytes:
-        """Hash of model and tenant, the first key of every lookup; None is what is shared with all."""
+    def _owner(self, tenant: str | None) -> bytes:
         if tenant is not None:
             _checked_name("tenant", tenant)
-        return hashlib.sha256(json.dumps([asdict(self.model.identity.fingerprint), tenant]).encode()).digest()
+        return hashlib.sha256(json.dumps(tenant).encode()).digest()
+
+    def _scope(self, tenant: str | None) -> bytes:
+        """Hashes of tenant and model, the first key of every lookup; None is what is shared with all."""
+        fingerprint = json.dumps(asdict(self.model.identity.fingerprint))
+        return self._owner(tenant) + hashlib.sha256(fingerprint.encode()).digest()
 
     def _found(self, tenant: str, state_id: str) -> Node:
         for scope in (self._scope(tenant), self._scope(None)):

@@ -16,8 +16,8 @@ from griffinlm.generation.store.memory import MemoryTier
 from griffinlm.generation.store.prefix import PrefixHashes
 from griffinlm.state import StateOwner
 
-LONGEST_CHAIN = 16
-"""Records that are read at most to put a state together: every 16th stands on nothing."""
+LONGEST_CHAIN = 32
+"""Records that are read at most to put a state together: every 32nd stands on nothing."""
 
 
 class Tiers:
@@ -105,6 +105,18 @@ class Tiers:
         for record in records:
             self._records.remove(record)
         self.index.empty_log()
+
+    def delete_all(self, owner: bytes) -> int:
+        """Removes all states whose scope begins with the owner's hash, and damaged records; gives how many states."""
+        with self.index.writing():
+            num_states, nodes, records = self.index.remove_owner(owner)
+        for node in nodes:
+            self.memory.drop(node)
+        for record in records:
+            self._records.remove(record)
+        self._records.remove_damaged()
+        self.index.empty_log()
+        return num_states
 
     def _prepared(self, scope: bytes, state: StoredState, base: Node | None) -> tuple[NewState, bytes]:
         """What to enter, its record's name still open, and the record."""

@@ -1,0 +1,199 @@
+"""How fast does a model train here and in transformers, and in how much memory?
+
+One model in both: 6 layers, width 512, vocabulary 8,192, random weights in float32. A step is forward, backward and
+AdamW on 2 rows of 2,048 random tokens. Each program runs in a process of its own, one after the other, `--rounds` times
+in turn; both go through `transformers` classes, GriffinForCausalLM and RecurrentGemmaForCausalLM.
+
+    python benchmarks/training_speed.py --threads 2 --out benchmarks/results
+"""
+
+import argparse
+import dataclasses
+import datetime
+import json
+import os
+import platform
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from report import processor
+
+import griffinlm
+from griffinlm.checkpoint.huggingface_config import to_huggingface
+from griffinlm.config import AttentionConfig, ModelConfig, RecurrentConfig
+from griffinlm.errors import GriffinError
+from griffinlm.evaluate.own_process import peak_resident_bytes
+from griffinlm.presets import GRIFFIN_PATTERN, bfloat16_sqrt
+
+PROGRAMS = ("griffinlm", "transformers")
+SPEED_TARGET, MEMORY_TARGET = 10.0, 1.0
+CONFIG = ModelConfig(
+    vocab_size=8192,
+    width=512,
+    num_layers=6,
+    block_pattern=GRIFFIN_PATTERN,
+    mlp_hidden=1536,
+    recurrent=RecurrentConfig(width=512, num_gate_blocks=4),
+    attention=AttentionConfig(num_heads=4, head_size=128, window_tokens=2048),
+    embedding_scale=bfloat16_sqrt(512),
+    logit_soft_cap=30.0,
+)
+SMOKE_CONFIG = dataclasses.replace(CONFIG, vocab_size=64, num_layers=3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What both programs do."""
+
+    rows: int
+    tokens: int
+    steps: int
+    threads: int
+    smoke: bool
+
+
+def new_model(program: str, config: ModelConfig) -> Any:
+    """The model in one program's class, in float32 with its own initial values."""
+    if program == "griffinlm":
+        from griffinlm.hf import GriffinConfig, GriffinForCausalLM
+
+        return GriffinForCausalLM(GriffinConfig.from_model_config(config))
+    from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
+
+    return RecurrentGemmaForCausalLM(RecurrentGemmaConfig.from_dict(to_huggingface(config)))
+
+
+def train(program: str, settings: Settings) -> dict[str, Any]:
+    """Trains for some steps in this process.
+
+    Returns:
+        `seconds` of every step, `losses`, and the `peak_bytes` of the resident set.
+    """
+    import torch
+
+    torch.set_num_threads(settings.threads)
+    torch.manual_seed(0)
+    config = SMOKE_CONFIG if settings.smoke else CONFIG
+    model = new_model(program, config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    tokens = torch.randint(config.vocab_size, (settings.rows, settings.tokens))
+    seconds, losses = [], []
+
+    def step(tokens: torch.Tensor) -> float:
+        loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    step(tokens[:, :16])
+    for _ in range(settings.steps):
+        start = time.perf_counter()
+        losses.append(step(tokens))
+        seconds.append(time.perf_counter() - start)
+    return {"seconds": seconds, "losses": losses, "peak_bytes": peak_resident_bytes()}
+
+
+def in_own_process(program: str, settings: Settings) -> dict[str, Any]:
+    """`train` in a new interpreter, so that neither's memory holds what the other imported."""
+    command = [sys.executable, __file__, "--program", program, "--settings", json.dumps(dataclasses.asdict(settings))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last_line = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise GriffinError(f"{program} failed: {last_line}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(settings: Settings, num_rounds: int, their_steps: int) -> dict[str, Any]:
+    """Runs both programs `num_rounds` times, in turn, and compares their medians."""
+    runs: dict[str, list[dict[str, Any]]] = {program: [] for program in PROGRAMS}
+    for number in range(num_rounds):
+        for program in PROGRAMS:
+            print(f"round {number + 1} of {num_rounds}: {program}", file=sys.stderr)
+            steps = settings.steps if program == "griffinlm" else their_steps
+            runs[program].append(in_own_process(program, dataclasses.replace(settings, steps=steps)))
+    summary = {
+        program: {
+            "seconds_per_step": round(statistics.median(s for run in found for s in run["seconds"]), 4),
+            "peak_bytes": max(run["peak_bytes"] for run in found),
+        }
+        for program, found in runs.items()
+    }
+    ours, theirs = summary["griffinlm"], summary["transformers"]
+    speed, memory = theirs["seconds_per_step"] / ours["seconds_per_step"], ours["peak_bytes"] / theirs["peak_bytes"]
+    num_tokens = settings.rows * settings.tokens
+    for found in summary.values():
+        found["tokens_per_second"] = round(num_tokens / found["seconds_per_step"], 1)
+    return {
+        "summary": summary,
+        "speed_ratio": round(speed, 2),
+        "speed_target": SPEED_TARGET,
+        "memory_ratio": round(memory, 3),
+        "memory_target": MEMORY_TARGET,
+        "targets_met": speed >= SPEED_TARGET and memory <= MEMORY_TARGET,
+        "runs": runs,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rows", type=int, default=2, help="rows of a step (default: 2)")
+    parser.add_argument("--tokens", type=int, default=2048, help="tokens of a row (default: 2048)")
+    parser.add_argument("--steps", type=int, default=5, help="steps of ours a round (default: 5)")
+    parser.add_argument("--their-steps", type=int, default=1, help="steps of transformers' a round (default: 1)")
+    parser.add_argument("--rounds", type=int, default=3, help="times that both are measured (default: 3)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of both (default: 2)")
+    parser.add_argument("--smoke", action="store_true", help="a tiny model: shows in seconds that everything runs")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    parser.add_argument("--out", type=Path, help="directory for <processor>-<date>-training_speed.json")
+    parser.add_argument("--program", choices=PROGRAMS, help=argparse.SUPPRESS)
+    parser.add_argument("--settings", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.program:
+        print(json.dumps(train(options.program, Settings(**json.loads(options.settings)))))
+        return 0
+    try:
+        for name in ("rows", "tokens", "steps", "their_steps", "rounds", "threads"):
+            if getattr(options, name) < 1:
+                raise GriffinError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be at least 1")
+        settings = Settings(options.rows, options.tokens, options.steps, options.threads, options.smoke)
+        results = measure(settings, options.rounds, options.their_steps)
+    except GriffinError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    today = datetime.date.today().isoformat()
+    report = {
+        "command": shlex.join(
+            ["python", "benchmarks/training_speed.py", *(sys.argv[1:] if arguments is None else arguments)]
+        ),
+        "date": today,
+        "processor": processor(),
+        "logical_cores": os.cpu_count(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "griffinlm": griffinlm.__version__,
+        "transformers": version("transformers"),
+        "torch": version("torch"),
+        "config": (SMOKE_CONFIG if options.smoke else CONFIG).to_dict(),
+        **dataclasses.asdict(settings),
+        **results,
+    }
+    if options.out is not None:
+        device = re.sub(r"[^a-z0-9]+", "-", report["processor"].lower()).strip("-")
+        options.out.mkdir(parents=True, exist_ok=True)
+        path = options.out / f"{device}-{today}-training_speed.json"
+        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(report) if options.json else json.dumps({k: report[k] for k in results if k != "runs"}, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,393 @@
+"""Many conversations on one model, in an exact amount of memory."""
+
+import operator
+import secrets
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from griffinlm.executor import check_tokens
+from griffinlm.generation.answering import GenerationError, GenerationOptions, end_ids
+from griffinlm.generation.budget import MemoryUse
+from griffinlm.generation.completion import with_last_pending
+from griffinlm.generation.job import Counts, End, Event, Job
+from griffinlm.generation.keeping import Chain, Keeper, Kept
+from griffinlm.generation.request import Request, StateEvent, TokenEvent
+from griffinlm.generation.running import Row, Running, ServedModel, find_in_store, tokenizer_of
+from griffinlm.generation.sampling import SEEDS
+from griffinlm.generation.scheduler import Scheduler
+from griffinlm.generation.starting import Starter
+from griffinlm.generation.store import StateStore, StoreError
+from griffinlm.generation.suspended import Suspended
+from griffinlm.state import State, StateError, state_layout
+
+DEFAULT_PLACES = 4
+
+
+class GenerationService:
+    """Runs jobs on one executor and keeps the states that they reach.
+
+    One thread calls everything here. `step` brings all running answers one token forward and never waits for a disk:
+    what the store reads and writes is done on two threads beside it, and an answer's end is told once its states are
+    acknowledged. A document begins at the longest kept state that has read its beginning.
+
+    Args:
+        store: of the same model; None keeps nothing.
+        capacity: tokens that a document may have, with models that have global attention; the others take none.
+        max_waiting: answers that may wait beyond those for which slots are free; None is no limit.
+        num_places: states that may stand between slots and store, one of them on its way to a slot.
+        boundary_tokens: a state is kept at least after every so many tokens.
+        clock: seconds that never go back.
+
+    Raises:
+        StoreError: the store is another model's.
+        StateError: the capacity is missing, or of no use.
+    """
+
+    def __init__(
+        self,
+        model: ServedModel,
+        store: StateStore | None = None,
+        *,
+        num_slots: int,
+        capacity: int | None = None,
+        max_waiting: int | None = None,
+        num_places: int = DEFAULT_PLACES,
+        boundary_tokens: int = 512,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        numbers = (("num_slots", num_slots, 1), ("num_places", num_places, 2), ("boundary_tokens", boundary_tokens, 1))
+        for name, value, least in numbers:
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise GenerationError(f"{name} is {value!r}; it must be a whole number, {least} or above")
+        if store is not None and not store.model.identity.same_as(model.identity):
+            raise StoreError("the store was opened for another model")
+        layout = state_layout(model.config, 1, capacity, model.window_dtype, model.precision)
+        self.model, self.store, self.capacity = model, store, capacity
+        self.state_bytes = sum(spec.nbytes for spec in layout.values())
+        self.num_slots, self.boundary_tokens = num_slots, boundary_tokens
+        self.counts = Counts()
+        self._executor = model.engine.executor(num_slots, capacity)
+        self._keeper = Keeper(num_places)
+        self._scheduler = Scheduler(
+            self._executor,
+            lambda ids: np.asarray([ids], np.int64),
+            max_waiting,
+            clock,
+            self._keeper.take_place,
+        )
+        self._running: dict[Job, Running] = {}
+        self._rows: dict[Request, Row] = {}
+        self._ending: list[Row] = []
+        """Answers whose states are being written."""
+        self._starter = Starter(self._keeper, boundary_tokens, capacity, self.counts)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step has anything to do or to wait for."""
+        return self._scheduler.busy or bool(self._ending)
+
+    @property
+    def num_running(self) -> int:
+        """Answers with a slot."""
+        return self._scheduler.num_running
+
+    @property
+    def num_waiting(self) -> int:
+        """Answers without a slot."""
+        return self._scheduler.num_waiting
+
+    @property
+    def num_free_slots(self) -> int:
+        return self._scheduler.num_free_slots
+
+    def expected_seconds(self) -> float | None:
+        """Seconds until a slot is free if answers run to their `max_tokens`; None while that is unknown."""
+        return self._scheduler.expected_seconds()
+
+    def memory(self) -> MemoryUse:
+        """Bytes of all states that this service and its store hold ready. It waits for the store."""
+        return self.memory_with(0 if self.store is None else self.store.counts().memory_bytes)
+
+    def memory_with(self, store_bytes: int) -> MemoryUse:
+        """The same where the store's bytes are known already, without waiting for it."""
+        self._keeper.settle()
+        return MemoryUse(self.num_slots * self.state_bytes, self._keeper.num_taken * self.state_bytes, store_bytes)
+
+    def submit(self, job: Job) -> Job:
+        """Takes a job on.
+
+        Raises:
+            GriffinError: it cannot be run as it is.
+            QueueFullError: too many wait; it tells when a slot is expected to be free.
+        """
+        return self._submit(job, None)
+
+    def resume(
+        self,
+        suspended: Suspended,
+        tenant: str,
+        *,
+        keep: bool = True,
+        priority: int = 0,
+        timeout_seconds: float | None = None,
+    ) -> Job:
+        """Goes on with a suspended answer as if it had never stopped; pieces go on behind those given out before.
+
+        Raises:
+            StateError: it belongs to another model or adapter.
+            QueueFullError: too many wait.
+        """
+        job = Job(
+            tenant,
+            suspended.token_ids,
+            suspended.options,
+            adapter=suspended.adapter,
+            boundaries=suspended.boundaries,
+            keep=keep,
+            prompt_log_probabilities=suspended.num_prompt_alternatives,
+            priority=priority,
+            timeout_seconds=timeout_seconds,
+        )
+        return self._submit(job, suspended)
+
+    def cancel(self, job: Job) -> bool:
+        """Ends a job now, without another event for it; False where it had ended or was never submitted."""
+        running = self._running.pop(job, None)
+        if running is None:
+            return False
+        for row in running.rows:
+            self._rows.pop(row.request, None)
+            self._scheduler.cancel(row.request, wants_state=False)
+        self._ending = [row for row in self._ending if row.running is not running]
+        if running.fetched is not None:
+            self._keeper.abandon(running.fetched)
+        return True
+
+    def suspend(self, job: Job) -> Suspended | None:
+        """Takes a job out, wherever it stands; None where its answer is written and only its end is still to come.
+
+        Raises:
+            GenerationError: the job has several answers, has ended, or was never submitted.
+            StoreError: it waits for a kept state that cannot be given.
+        """
+        running = self._running.get(job)
+        if running is None:
+            raise GenerationError("the job has ended or was never submitted, so it cannot be suspended")
+        if job.num_answers != 1:
+            raise GenerationError(f"the job has {job.num_answers} answers; only a job of one answer can be suspended")
+        (row,) = running.rows
+        if row.finish_reason is not None or self._scheduler.has_ended(row.request):
+            return None
+        suspended = self._suspended_waiting(running) if not running.has_begun else self._suspended(row)
+        self.cancel(job)
+        return suspended
+
+    def step(self, timeout_seconds: float = 0.0) -> list[Event]:
+        """Brings everything forward by at most one token an answer; gives what is to be told, in order.
+
+        Args:
+            timeout_seconds: how long to wait for the store where there is nothing else to do.
+        """
+        self._keeper.settle()
+        told: list[Event] = []
+        happened = self._scheduler.step() if self._scheduler.busy else []
+        for event in happened:
+            row = self._rows[event.request]
+            if isinstance(event, StateEvent):
+                self._keep_place(row.running, event.num_read, event.state)
+            else:
+                self._note_token(row, event)
+                piece = row.piece()
+                told += [] if piece is None else [piece]
+        told += self._ends()
+        if not told and not happened and timeout_seconds > 0:
+            fetched = [running.fetched for running in self._running.values() if running.fetched is not None]
+            waited = [future for row in self._ending for future in row.futures if not future.done()]
+            self._keeper.wait([*fetched, *waited], timeout_seconds)
+        return told
+
+    def close(self) -> None:
+        """Drops all jobs and waits for what is being written; the store stays open."""
+        for job in list(self._running):
+            self.cancel(job)
+        self._keeper.close()
+
+    # Submitting.
+
+    def _submit(self, job: Job, suspended: Suspended | None) -> Job:
+        if job in self._running:
+            raise GenerationError("a job is submitted twice; it must end before it may be submitted again")
+        view = self.model if job.adapter is None else self.model.with_adapter(job.adapter)
+        if suspended is not None and not view.identity.same_as(suspended.state.identity):
+            raise StateError("the suspended answer belongs to another model, precision, window type or adapter")
+        token_ids = whole_numbers("token_ids", job.token_ids)
+        options = self._checked(job, view, token_ids)
+        store = None if self.store is None else self.store.view(view)
+        running = Running(job, view, options, token_ids, suspended, store)
+        find_start = partial(self._starter.find, running)
+        for index in range(job.num_answers):
+            num_told = 0 if suspended is None else suspended.num_told
+            row = Row(running, index, running.new_completion(index), Chain(running.chain), num_told)
+            row.request = Request(
+                token_ids,
+                row,
+                self._num_to_write(running, row),
+                end_ids(tokenizer_of(view)),
+                priority=job.priority,
+                timeout_seconds=job.timeout_seconds,
+                adapter=view.adapter,
+                find_start=find_start,
+                scorer=running.scores,
+                wants_state=running.keeps,
+            )
+            running.rows.append(row)
+        self._scheduler.submit_group([row.request for row in running.rows])
+        self._running[job] = running
+        self._rows.update({row.request: row for row in running.rows})
+        return job
+
+    def _checked(self, job: Job, view: ServedModel, token_ids: list[int]) -> GenerationOptions:
+        """The job's options with a seed, once everything is known to be allowed."""
+        if not isinstance(job.tenant, str) or not job.tenant:
+            raise GenerationError(f"a job's tenant is {job.tenant!r}; it must be text of at least one character")
+        whole_numbers("boundaries", job.boundaries)
+        whole_numbers("num_answers, priority", [job.num_answers, job.priority])
+        alternatives = job.prompt_log_probabilities
+        if alternatives is not None and min(whole_numbers("prompt_log_probabilities", [alternatives])) < 0:
+            raise GenerationError(f"prompt_log_probabilities is {alternatives}; it must be 0 or above")
+        check_tokens(self.model.config, np.asarray(token_ids))
+        if not token_ids and job.state_id is None:
+            raise GenerationError("a job has no tokens; it needs at least one, or a kept state")
+        if job.state_id is not None and self.store is None:
+            raise GenerationError("a job goes on from a kept state, but the service has no store")
+        if job.num_answers < 1 or (job.options is None and job.num_answers > 1):
+            raise GenerationError(f"a job has {job.num_answers} answers; it must be 1 or above, and 1 to read only")
+        options = job.options or GenerationOptions()
+        if job.prompt_log_probabilities is not None and view.initial_state() is not None:
+            raise GenerationError(f"under adapter {view.adapter!r}, a tuned state, the document cannot be scored")
+        if options.stop and tokenizer_of(view) is None:
+            raise GenerationError("stop strings need a tokenizer, which this model does not have")
+        if options.capacity is not None:
+            raise GenerationError(f"capacity is {options.capacity}; the service has one for all its jobs")
+        if options.logit_bias:
+            check_tokens(self.model.config, np.asarray([*options.logit_bias]))
+        self._starter.require_capacity(len(token_ids), job)
+        if options.sampling.seed is None:
+            drawn = secrets.randbelow(SEEDS - job.num_answers)
+            options = replace(options, sampling=replace(options.sampling, seed=drawn))
+        return options
+
+    def _num_to_write(self, running: Running, row: Row) -> int:
+        return 0 if running.job.options is None else running.options.max_tokens - len(row.completion.token_ids)
+
+    # What happened in a step.
+
+    def _keep_place(self, running: Running, num_read: int, arrays: Any) -> None:
+        """A place in the document has been reached."""
+        document, job = running.token_ids, running.job
+        if num_read == len(document) - 1:
+            if job.extract is not None:
+                running.extracted = job.extract(arrays)
+            arrays = with_last_pending(arrays, document[-1])
+        if not running.keeps:
+            self._keeper.free_place()
+            return
+        running.kept[num_read] = self._keep(running, document[:num_read], arrays, running.chain)
+
+    def _keep(self, running: Running, token_ids: list[int], arrays: Any, chain: Chain) -> "Future[Kept]":
+        assert running.store is not None
+        return self._keeper.keep(running.store, running.job.tenant, token_ids, arrays, chain)
+
+    def _note_token(self, row: Row, event: TokenEvent) -> None:
+        self.counts.num_written_tokens += event.token is not None
+        if event.finish_reason is not None:
+            self._note_end(row, event)
+            return
+        is_place = row.running.keeps and row.num_read % self.boundary_tokens == 0
+        # A place on the way is not worth waiting for.
+        if is_place and not self._scheduler.has_ended(row.request) and self._keeper.take_place():
+            arrays = self._scheduler.copy_state(row.request)
+            row.kept[row.num_read] = self._keep(row.running, row.document()[:-1], arrays, row.chain)
+
+    def _note_end(self, row: Row, event: TokenEvent) -> None:
+        assert event.finish_reason is not None
+        del self._rows[row.request]
+        row.finish_reason, row.error = row.completion.finish(event.finish_reason), event.error
+        if event.error is not None:
+            row.finish_reason = "error"
+        running, remainder = row.running, event.remainder
+        if remainder is not None and remainder.state is not None:
+            arrays, num_read = remainder.state, int(remainder.state["num_tokens"][0])
+            if row.completion.token_ids:
+                arrays = with_last_pending(arrays, remainder.unread[0])
+                self._starter.note_reply(row)
+            row.kept[num_read] = self._keep(running, row.document()[:num_read], arrays, row.chain)
+        if running.fetched is not None and all(other.finish_reason is not None for other in running.rows):
+            self._keeper.abandon(running.fetched)
+            running.fetched = None
+        self._ending.append(row)
+
+    def _ends(self) -> list[End]:
+        """Of the answers whose states are all kept or refused."""
+        ready = [row for row in self._ending if all(future.done() for future in row.futures)]
+        self._ending = [row for row in self._ending if row not in ready]
+        for row in ready:
+            running = row.running
+            running.rows.remove(row)
+            futures = [*row.kept.values(), *(() if running.rows else running.kept.values())]
+            for future in futures:
+                is_kept = future.result().id is not None
+                self.counts.num_states_kept += is_kept
+                self.counts.num_states_not_kept += not is_kept
+            if not running.rows:
+                del self._running[running.job]
+        return [row.end() for row in ready]
+
+    # Suspending.
+
+    def _suspended(self, row: Row) -> Suspended:
+        """Of an answer whose document is being read or that is being written."""
+        remainder = self._scheduler.cancel(row.request)
+        assert remainder is not None
+        assert remainder.state is not None
+        return self._suspended_at(row.running, State(remainder.state, row.running.model.identity))
+
+    def _suspended_waiting(self, running: Running) -> Suspended:
+        if running.suspended is not None:
+            return running.suspended
+        if running.job.state_id is not None:
+            assert running.store is not None
+            found = find_in_store(running.store, running.job, running.token_ids, running.is_read_anew)
+            running.know(found.token_ids)
+            if found.state is not None:
+                return self._suspended_at(running, State(found.state.arrays, running.model.identity).with_pending([-1]))
+        return self._suspended_at(running, running.model.new_state(capacity=self.capacity))
+
+    def _suspended_at(self, running: Running, state: State) -> Suspended:
+        (row,) = running.rows
+        return Suspended(
+            state=state,
+            token_ids=running.token_ids,
+            written_ids=row.completion.token_ids,
+            num_told=row.num_told,
+            options=None if running.job.options is None else running.options,
+            adapter=running.model.adapter,
+            boundaries=running.job.boundaries,
+            log_probabilities=row.completion.log_probabilities,
+            num_prompt_alternatives=running.job.prompt_log_probabilities,
+            prompt_log_probabilities=[] if running.scores is None else running.scores.found,
+        )
+
+
+def whole_numbers(what: str, values: Iterable[Any]) -> list[int]:
+    """Plain numbers; nothing is rounded. GenerationError where a value is none."""
+    try:
+        return [operator.index(value) for value in values]
+    except TypeError as error:
+        raise GenerationError(f"{what} of a job must be whole numbers: {error}") from error
