@@ -5,7 +5,8 @@ python recipes/train_tokenizer.py DATA OUT      # DATA holds pretrain/ and sft/,
 
 import argparse
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from corpus import PRETRAIN_SOURCES, conversations, documents
@@ -46,23 +47,20 @@ def _up_to(texts: Iterator[str], megabytes: int) -> Iterator[str]:
         left -= len(text)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--vocab-size", type=int, default=8192)
-    arguments = parser.parse_args()
+def write_tokenizer(texts: Iterable[str], out: Path, vocab_size: int) -> None:
+    """Learns merges from texts and writes a tokenizer directory."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=arguments.vocab_size,
+        vocab_size=vocab_size,
         special_tokens=[AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=sys.stderr.isatty(),
     )
-    tokenizer.train_from_iterator(sample(arguments.data), trainer)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(arguments.out / "tokenizer.json"))
+    tokenizer.train_from_iterator(texts, trainer)
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(out / "tokenizer.json"))
     settings = {
         # Without it transformers takes Gemma's own class for a converted model and cuts text in another way.
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -72,7 +70,16 @@ def main() -> None:
         "unk_token": "<unk>",
         "chat_template": GEMMA_TEMPLATE,
     }
-    (arguments.out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--vocab-size", type=int, default=8192)
+    arguments = parser.parse_args()
+    write_tokenizer(sample(arguments.data), arguments.out, arguments.vocab_size)
 
 
 if __name__ == "__main__":

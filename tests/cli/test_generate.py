@@ -1,5 +1,7 @@
 """griffin generate: the text alone on standard output, and states in files that lose nothing."""
 
+import json
+
 import pytest
 
 import griffinlm
@@ -98,6 +100,35 @@ def test_text_after_a_state_goes_on_where_it_stands(generate, tiny_model_directo
         " and the hill", "--max-tokens", "6", "--temperature", "0", "--state-in", tmp_path / "state", "--json"
     )
     assert run.json["token_ids"] == expected.token_ids
+
+
+def test_an_answer_follows_a_json_schema(griffin, generate, tmp_path):
+    pytest.importorskip("llguidance")
+    file = tmp_path / "schema.json"
+    file.write_text('{"type": "array", "items": {"enum": ["hawk", 7]}, "minItems": 2, "maxItems": 3}')
+    for seed in range(5):
+        run = generate("the hawk", "--json-schema", file, "--seed", seed, "--temperature", "9", "--json")
+        assert run.json["finish_reason"] == "stop"
+        assert 2 <= len(json.loads(run.json["text"])) <= 3
+        assert set(json.loads(run.json["text"])) <= {"hawk", 7}
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "json_schema is list"),
+        ('{"not": {}}', "cannot be followed"),
+        ("[" * 9999, "is not JSON"),
+        ("\udcff", "is not JSON"),
+    ],
+)
+def test_a_file_without_a_usable_schema_is_refused(griffin, tmp_path, text, fault):
+    pytest.importorskip("llguidance")
+    file = tmp_path / "schema.json"
+    file.write_bytes(text.encode("utf-8", "surrogateescape"))
+    assert fault in griffin.fails("generate", "x", "--json-schema", file)
+    assert "cannot be read" in griffin.fails("generate", "x", "--json-schema", tmp_path / "nowhere")
 
 
 def test_global_attention_generates_too(generate, tiny_gemma_directory):

@@ -77,7 +77,7 @@ def test_info_tells_formats_bytes_and_origin(griffin, tiny_model_directory, tmp_
     griffin("quantize", tiny_model_directory, tmp_path / "q", "--bits", "8")
     there = open_checkpoint(tmp_path / "q")
     found = griffin("info", tmp_path / "q", "--json").json["checkpoint"]
-    assert found["types"] == ["float32", "int8-block16", "int8-block32", "int8-channel"]
+    assert found["types"] == ["float32", "int8-block16", "int8-channel"]
     assert found["bytes"] == there.num_bytes
     assert found["quantization"] == {
         "recipe": {"default": "int8-channel", "overrides": []},
@@ -85,7 +85,7 @@ def test_info_tells_formats_bytes_and_origin(griffin, tiny_model_directory, tmp_
         "source_digest": open_checkpoint(tiny_model_directory).digest(),
     }
     out = griffin("info", tmp_path / "q").out
-    assert f"griffinlm, float32, int8-block16, int8-block32, int8-channel, {there.num_bytes:,} bytes" in out
+    assert f"griffinlm, float32, int8-block16, int8-channel, {there.num_bytes:,} bytes" in out
 
 
 def test_convert_makes_floats_of_it_again(griffin, tiny_model_directory, tmp_path):

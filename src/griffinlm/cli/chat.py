@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import typer
 
 from griffinlm.cli import options as o
+from griffinlm.cli.output import print_error
 from griffinlm.cli.text_input import read_lines
+from griffinlm.errors import GriffinError
 
 if TYPE_CHECKING:
-    from griffinlm.conversation import Conversation
+    from griffinlm.cli.chat_session import ChatSession
 
 
 def chat(
@@ -32,24 +34,36 @@ def chat(
     frequency_penalty: o.FrequencyPenalty = 0.0,
     stop: o.Stop = None,
     seed: o.Seed = None,
+    adapter: o.Adapter = None,
     threads: o.Threads = None,
 ) -> None:
     """Talk with a model that has a chat template.
 
-    A line is a turn. Ctrl-C cuts an answer short; Ctrl-D or /exit ends the conversation. Piped input works the same.
+    A line is a turn, or a command: /help tells which there are, for going back, branches, files and figures. Ctrl-C
+    cuts an answer short, which is kept as far as it came; Ctrl-D or /exit ends the conversation. Piped input works the
+    same, and ends at the first fault.
     """
     chosen = o.generation_options(context.params)
-    from griffinlm.conversation import Conversation
+    from griffinlm.cli.chat_session import ChatSession
 
-    conversation = Conversation(o.load_model(context.params), **chosen)
-    for line in _turns():
-        if line.strip() == "/exit":
+    session = ChatSession(o.load_model(context.params), chosen, is_typed())
+    for line in _lines():
+        try:
+            _take(session, line)
+        except GriffinError as error:
+            if not is_typed():
+                raise
+            print_error(str(error), error.hint)
+        if session.is_over:
             return
-        if line.strip():
-            _answer(conversation, line)
 
 
-def _turns() -> Iterator[str]:
+def is_typed() -> bool:
+    """Whether a person sits at both ends."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def _lines() -> Iterator[str]:
     if not is_typed():
         yield from read_lines()
         return
@@ -61,16 +75,14 @@ def _turns() -> Iterator[str]:
         except EOFError:
             print()
             return
+        except KeyboardInterrupt:
+            print()
+            continue
         yield line
 
 
-def is_typed() -> bool:
-    """Whether a person sits at both ends."""
-    return sys.stdin.isatty() and sys.stdout.isatty()
-
-
-def _answer(conversation: "Conversation", line: str) -> None:
-    pieces = conversation.say(line)
+def _take(session: "ChatSession", line: str) -> None:
+    pieces = session.take(line)
     try:
         for piece in pieces:
             print(piece, end="", flush=True)
@@ -78,4 +90,4 @@ def _answer(conversation: "Conversation", line: str) -> None:
         pieces.close()
         if not is_typed():
             raise
-    print(flush=True)
+        print(flush=True)

@@ -2,6 +2,7 @@
 
 import secrets
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,11 +10,14 @@ import typer
 
 from griffinlm.cli import options as o
 from griffinlm.cli.output import print_json
-from griffinlm.cli.text_input import read_text, require_text
+from griffinlm.cli.text_input import read_texts, require_text
 from griffinlm.errors import GriffinError
 
 if TYPE_CHECKING:
+    from griffinlm.generation.answering import Options
     from griffinlm.generation.completion import Generation
+    from griffinlm.language_model import LanguageModel
+    from griffinlm.state import State
 
 LARGEST_DRAWN_SEED = 1 << 32
 AFTER_ANSWER = "---"
@@ -26,7 +30,7 @@ def generate(
         str,
         typer.Argument(
             metavar="PROMPT|-",
-            help="Text to go on from; - reads it from standard input, which must be UTF-8. "
+            help="Text to go on from; - reads it from standard input, which must be UTF-8 and need not end. "
             "It may be empty. Write -- in front of a text that begins with a dash.",
         ),
     ],
@@ -45,7 +49,9 @@ def generate(
     presence_penalty: o.PresencePenalty = 0.0,
     frequency_penalty: o.FrequencyPenalty = 0.0,
     stop: o.Stop = None,
+    json_schema: o.JsonSchema = None,
     seed: o.Seed = None,
+    adapter: o.Adapter = None,
     threads: o.Threads = None,
     capacity: o.Capacity = None,
     state_in: Annotated[
@@ -56,6 +62,26 @@ def generate(
     ] = None,
     state_out: Annotated[
         Path | None, typer.Option("--state-out", metavar="FILE", help="Save what the model remembers at the end.")
+    ] = None,
+    every: Annotated[
+        str | None,
+        typer.Option(
+            "--every",
+            metavar="PATTERN",
+            help="Answer behind every line of standard input that has this regular expression, then read on.",
+        ),
+    ] = None,
+    ask: Annotated[
+        str | None,
+        typer.Option("--ask", metavar="TEXT", help="Text put behind standard input for the answer to go on from."),
+    ] = None,
+    invalid_utf8: Annotated[
+        str | None,
+        typer.Option(
+            "--invalid-utf8",
+            metavar="HOW",
+            help="Bytes of standard input that are no UTF-8: refuse them (if not given), or replace them by U+FFFD.",
+        ),
     ] = None,
     num_answers: Annotated[
         int | None,
@@ -72,48 +98,109 @@ def generate(
     """Continue a prompt.
 
     The text alone goes to standard output as it is written, everything else to standard error.
+
+    Standard input is read in constant memory and answered at its end, or with --every behind each line that matches.
+    Then an answer goes on from all that was read so far and from --ask, and a line --- follows it; what is read next
+    follows the line that matched, not the answer, and --state-out saves what was read, also when interrupted.
+    Penalties count the last 64 KiB of standard input, with --every only --ask. A line above 64 KiB counts as several.
     """
     chosen = o.generation_options(context.params)
     if seed is None and temperature > 0:
         # Drawn here, so that --json can tell how to repeat the text.
         chosen["seed"] = secrets.randbelow(LARGEST_DRAWN_SEED)
     if state_out is not None:
-        if num_answers is not None:
+        if num_answers is not None and every is None:
             raise GriffinError(f"--state-out saves one answer's state; --num-answers asks for {num_answers}")
         from griffinlm.state import require_writable
 
         require_writable(state_out)
-    text = read_text() if prompt == "-" else require_text(prompt)
+    asked = "" if ask is None else require_text(ask)
+    texts = _texts(prompt, {"--every": every, "--ask": ask, "--invalid-utf8": invalid_utf8})
+    from griffinlm.cli.pipe import Reading, compiled, pieces_by_line, read_all_but_last
+
+    pattern = None if every is None else compiled(every)
     loaded = o.load_model(context.params)
 
     from griffinlm.state import State
 
     state = None if state_in is None else State.load(state_in, loaded)
-    if num_answers is not None:
-        answers = loaded.generate(text, state=state, num_answers=num_answers, **chosen)
-        if not as_json:
-            for answer in answers:
-                print(answer.text, AFTER_ANSWER, sep="\n")
+    writer = _Writer(loaded, chosen, num_answers, as_json, 0 if state is None else int(state.num_tokens[0]))
+    if pattern is None:
+        state, text = read_all_but_last(loaded, state, texts, chosen)
+        state = writer.write(text + asked, state)
     else:
-        stream = loaded.stream(text, state=state, **chosen)
-        if not as_json:
-            for piece in stream:
-                print(piece, end="", flush=True)
-            if sys.stdout.isatty():
-                print()
-        answers = [stream.generation]
+        reading = Reading(loaded, state, chosen.pop("capacity", None))
+        try:
+            for piece in pieces_by_line(texts, pattern):
+                reading.read(piece.text)
+                if piece.is_match:
+                    writer.write(asked, reading.state, piece.num_lines)
+        except KeyboardInterrupt:
+            # The usual end of a log that has none.
+            if state_out is not None:
+                reading.state.save(state_out)
+            raise
+        state = reading.state
     if state_out is not None:
-        answers[0].state.save(state_out)
-    if as_json:
-        read_before = 0 if state is None else int(state.num_tokens[0])
+        state.save(state_out)
+
+
+def _texts(prompt: str, options: dict[str, str | None]) -> Iterable[str]:
+    """The prompt, or standard input with those options that go with it alone."""
+    if prompt == "-":
+        # Behind lines that match an answer is due as soon as they are there; else parts are full, whatever comes when.
+        pipe: Any = sys.stdin.buffer
+        return read_texts(pipe.read if options["--every"] is None else pipe.read1, options["--invalid-utf8"])
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise GriffinError(f"{given[0]} is given with a prompt; it goes with standard input, the prompt -")
+    return [require_text(prompt)]
+
+
+class _Writer:
+    """Writes answers to standard output, as text or as one JSON object each."""
+
+    def __init__(
+        self, model: "LanguageModel", options: "Options", num_answers: int | None, as_json: bool, num_read_before: int
+    ) -> None:
+        self._model, self._options, self._num_answers = model, options, num_answers
+        self._as_json, self._num_read_before = as_json, num_read_before
+
+    def write(self, text: str, state: "State | None", line: int | None = None) -> "State":
+        """The answers to a text behind a state; gives the state behind the first of them.
+
+        Args:
+            line: number of the line that is answered, where more answers may come.
+        """
+        if self._num_answers is not None:
+            answers = self._model.generate(text, state=state, num_answers=self._num_answers, **self._options)
+            if not self._as_json:
+                for answer in answers:
+                    print(answer.text, AFTER_ANSWER, sep="\n")
+        else:
+            stream = self._model.stream(text, state=state, **self._options)
+            if not self._as_json:
+                for piece in stream:
+                    print(piece, end="", flush=True)
+                if line is not None:
+                    print(f"\n{AFTER_ANSWER}")
+                elif sys.stdout.isatty():
+                    print()
+            answers = [stream.generation]
+        if self._as_json:
+            print_json({**({} if line is None else {"line": line}), **self._described(answers)})
+        sys.stdout.flush()
+        return answers[0].state
+
+    def _described(self, answers: "list[Generation]") -> dict[str, Any]:
         result: dict[str, Any] = {"answers": [_described(answer) for answer in answers]}
-        if num_answers is None:
+        if self._num_answers is None:
             (result,) = result["answers"]
         # All but the last answered token have been read too.
         num_read = int(answers[0].state.num_tokens[0]) - len(answers[0].token_ids) + 1
-        result["num_prompt_tokens"] = num_read - read_before
-        drawn = chosen.get("seed")
-        print_json(result if drawn is None else {**result, "seed": drawn})
+        result["num_prompt_tokens"] = num_read - self._num_read_before
+        drawn = self._options.get("seed")
+        return result if drawn is None else {**result, "seed": drawn}
 
 
 def _described(answer: "Generation") -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from griffinlm.cli.options import AsJson
-from griffinlm.cli.output import print_json, print_table
+from griffinlm.cli.output import print_json, print_table, readable_bytes
 
 if TYPE_CHECKING:
     from griffinlm.checkpoint import Checkpoint, Quantization
@@ -121,7 +121,7 @@ def _rows(facts: dict[str, Any]) -> list[Sequence[str]]:
         ("parameters", f"{parameters['total']:,} ({parameters['not_embedding']:,} without the embedding)"),
         ("layers", ", ".join(f"{count} {BLOCK_NAMES[kind]}" for kind, count in facts["layers"].items())),
         ("state", f"{size:,} bytes a sequence, whatever its length" if size else "grows with the sequence"),
-        ("weights", ", ".join(f"{_readable(count)} {name}" for name, count in facts["weight_bytes"].items())),
+        ("weights", ", ".join(f"{readable_bytes(count)} {name}" for name, count in facts["weight_bytes"].items())),
     ]
     if "checkpoint" in facts:
         found = facts["checkpoint"]
@@ -140,11 +140,3 @@ def _context_rows(contexts: list[dict[str, Any]]) -> list[Sequence[str]]:
         (f"{c['tokens']:,}", f"{c['state_bytes']:,}", f"{c['gemma_2b_bytes']:,}", f"{c['ratio']:.1f}x")
         for c in contexts
     ]
-
-
-def _readable(num_bytes: int) -> str:
-    """In decimal units, as disks are sold and models are listed."""
-    size, units = float(num_bytes), ["bytes", "kB", "MB", "GB"]
-    while size >= 1000 and len(units) > 1:
-        size, units = size / 1000, units[1:]
-    return f"{size:.3g} {units[0]}"

@@ -20,8 +20,20 @@ from griffinlm.cli.output import (
 )
 from griffinlm.errors import GriffinError
 
-COMMANDS = ("generate", "chat", "pull", "info", "convert", "quantize", "evaluate", "bench")
-"""Each is a function of its own name in the file of its own name."""
+COMMANDS = (
+    "generate",
+    "chat",
+    "serve",
+    "pull",
+    "info",
+    "convert",
+    "quantize",
+    "train",
+    "estimate",
+    "evaluate",
+    "bench",
+)
+"""Each is a function of its own name in the file of its own name; one with commands of its own is a Typer."""
 
 USER_FAULT, INTERRUPTED, NOBODY_READS = 2, 130, 141
 PLAIN: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}
@@ -58,10 +70,12 @@ class Commands(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"griffinlm.cli.{cmd_name}")
-        single = typer.Typer(**PLAIN)
-        single.command(cmd_name, cls=StrictCommand)(getattr(module, cmd_name))
-        return typer.main.get_command(single)
+        found = getattr(importlib.import_module(f"griffinlm.cli.{cmd_name}"), cmd_name)
+        if not isinstance(found, typer.Typer):
+            single = typer.Typer(**PLAIN)
+            single.command(cmd_name, cls=StrictCommand)(found)
+            found = single
+        return typer.main.get_command(found)
 
 
 app = typer.Typer(cls=Commands, **PLAIN)

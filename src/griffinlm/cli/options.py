@@ -1,8 +1,12 @@
 """Options that several commands share, and what they become."""
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from griffinlm.errors import GriffinError
 
 if TYPE_CHECKING:
     from griffinlm.generation.answering import Options
@@ -34,6 +38,14 @@ WindowType = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="Where the torch engine runs: cpu, cuda, mps.")]
+Adapter = Annotated[
+    Path | None,
+    typer.Option(
+        "--adapter",
+        metavar="DIR|FILE",
+        help="Compute with a low-rank adapter (a directory of PEFT's), or begin from a tuned state (.safetensors).",
+    ),
+]
 Threads = Annotated[
     int | None, typer.Option("--threads", metavar="N", help="CPU threads; one for every core if not given.")
 ]
@@ -66,6 +78,10 @@ FrequencyPenalty = Annotated[
 Stop = Annotated[
     list[str] | None, typer.Option("--stop", metavar="TEXT", help="End the answer before this text; may be repeated.")
 ]
+JsonSchema = Annotated[
+    Path | None,
+    typer.Option("--json-schema", metavar="FILE", help="Write JSON that follows the JSON schema in this file."),
+]
 Capacity = Annotated[
     int | None,
     typer.Option(
@@ -75,23 +91,40 @@ Capacity = Annotated[
 Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Same seed and prompt, same text.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
+CHOSEN = "chosen"
+"""Under which name the adapter of a command line is loaded."""
+
 
 def load_model(given: dict[str, Any]) -> "LanguageModel":
     """`griffinlm.load` with those of a command's values that are its parameters; imported now."""
     from griffinlm.loading import load
 
     names = ("engine", "device", "weights", "window_dtype", "threads")
-    return load(given["model"], **{name: given[name] for name in names if name in given})
+    chosen = {name: given[name] for name in names if name in given}
+    if given.get("adapter") is None:
+        return load(given["model"], **chosen)
+    return load(given["model"], **chosen, adapters={CHOSEN: given["adapter"]}).with_adapter(CHOSEN)
 
 
 def generation_options(given: dict[str, Any]) -> "Options":
     """Those of a command's values that are options of `LanguageModel.generate`.
 
     Raises:
-        GriffinError: one of them is out of its range.
+        GriffinError: one of them is out of its range, or the schema's file cannot be read.
     """
     from griffinlm.generation.answering import GenerationOptions, Options
 
     chosen = Options(**{name: given[name] for name in Options.__annotations__ if name in given})
+    if given.get("json_schema") is not None:
+        chosen["json_schema"] = _read_json(given["json_schema"])
     GenerationOptions.of(chosen)
     return chosen
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise GriffinError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise GriffinError(f"{path} is not JSON: {error}") from None

@@ -36,6 +36,19 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in joined)
 
 
+def for_terminal(text: str) -> str:
+    """`text` with its line breaks and tabs, other characters that a terminal would obey written as escapes."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def readable_bytes(num_bytes: int) -> str:
+    """In decimal units, as disks are sold and models are listed."""
+    size, units = float(num_bytes), ["bytes", "kB", "MB", "GB"]
+    while size >= 1000 and len(units) > 1:
+        size, units = size / 1000, units[1:]
+    return f"{size:.3g} {units[0]}"
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether memory ran out, which torch tells on a CPU by the words of a RuntimeError alone."""
     return (

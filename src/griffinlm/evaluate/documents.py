@@ -8,11 +8,14 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, TypeVar
 
 from griffinlm.errors import GriffinError
 
-SUFFIXES = (".jsonl", ".jsonl.xz", ".jsonl.gz", ".jsonl.zst", ".txt")
+SUFFIXES_OF_ROWS = (".jsonl", ".jsonl.xz", ".jsonl.gz", ".jsonl.zst")
+SUFFIXES = (*SUFFIXES_OF_ROWS, ".txt")
+
+Row = TypeVar("Row")
 
 
 class DocumentError(GriffinError):
@@ -40,12 +43,35 @@ def read_documents(path: Path, rules: RowRules = RowRules()) -> Iterator[str]:
         DocumentError: the file cannot be read, has another name or no documents, is not UTF-8, or a row is no JSON
             object whose field is a string.
     """
-    if not path.name.endswith(SUFFIXES):
-        raise DocumentError(f"text file {path} has an unknown ending; allowed are {', '.join(SUFFIXES)}")
+
+    def text(values: Any) -> str:
+        return _text(values, rules)
+
+    yield from _read(
+        path, SUFFIXES, lambda file: _whole(path, file) if path.suffix == ".txt" else _rows(path, file, rules, text)
+    )
+
+
+def read_rows(path: Path, parse: Callable[[Any], Row], rules: RowRules = RowRules()) -> Iterator[Row]:
+    """What `parse` makes of the JSON value of every row of a `.jsonl` file, packed or not.
+
+    Args:
+        parse: raises a DocumentError that says what is wrong with a row; file and line are put in front of it.
+
+    Raises:
+        DocumentError: as `read_documents`.
+    """
+    yield from _read(path, SUFFIXES_OF_ROWS, lambda file: _rows(path, file, rules, parse))
+
+
+def _read(path: Path, suffixes: tuple[str, ...], read: Callable[[IO[bytes]], Iterator[Row]]) -> Iterator[Row]:
+    """All that `read` finds in a file, of which there must be something."""
+    if not path.name.endswith(suffixes):
+        raise DocumentError(f"text file {path} has an unknown ending; allowed are {', '.join(suffixes)}")
     num_documents = 0
     try:
         with _open(path) as file:
-            for document in _whole(path, file) if path.suffix == ".txt" else _rows(path, file, rules):
+            for document in read(file):
                 num_documents += 1
                 yield document
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
@@ -69,7 +95,7 @@ def _open(path: Path) -> IO[bytes]:
         case ".xz":
             return io.BufferedReader(lzma.open(path, "rb"))
         case ".gz":
-            return gzip.open(path, "rb")
+            return io.BufferedReader(gzip.open(path, "rb"))
         case ".zst":
             try:
                 import zstandard
@@ -86,7 +112,7 @@ def _whole(path: Path, file: IO[bytes]) -> Iterator[str]:
         yield _decode(data, path, 1)
 
 
-def _rows(path: Path, file: IO[bytes], rules: RowRules) -> Iterator[str]:
+def _rows(path: Path, file: IO[bytes], rules: RowRules, parse: Callable[[Any], Row]) -> Iterator[Row]:
     limit = -1 if rules.largest_row_bytes is None else rules.largest_row_bytes
     number = 0
     while line := file.readline(limit + 1 if limit >= 0 else -1):
@@ -97,7 +123,7 @@ def _rows(path: Path, file: IO[bytes], rules: RowRules) -> Iterator[str]:
                 raise DocumentError(f"{path}, line {number}: the row is longer than {limit:,} bytes")
             if rules.allow_empty and not line.strip():
                 continue
-            yield _document(_decode(line, path, number), path, number, rules)
+            yield _parsed(_decode(line, path, number), path, number, parse)
         except DocumentError as error:
             if rules.on_bad_row is None:
                 raise
@@ -117,23 +143,30 @@ def _decode(data: bytes, path: Path, first_line: int) -> str:
         raise DocumentError(f"{path}, line {line}: it is not UTF-8 (byte 0x{data[error.start]:02x})") from None
 
 
-def _document(row: str, path: Path, line: int, rules: RowRules) -> str:
+def _parsed(row: str, path: Path, line: int, parse: Callable[[Any], Row]) -> Row:
     if not row.strip():
         raise DocumentError(f"{path}, line {line}: the row is empty")
-    name = json.dumps(rules.field)
     try:
         values = json.loads(row)
     except (ValueError, RecursionError) as error:
         raise DocumentError(f"{path}, line {line}: the row is no JSON ({error})") from error
+    try:
+        return parse(values)
+    except DocumentError as error:
+        raise DocumentError(f"{path}, line {line}: {error}") from error
+
+
+def _text(values: Any, rules: RowRules) -> str:
+    name = json.dumps(rules.field)
     if not isinstance(values, dict) or rules.field not in values:
-        raise DocumentError(f"{path}, line {line}: the row has no field {name}")
+        raise DocumentError(f"the row has no field {name}")
     text = values[rules.field]
     if not isinstance(text, str):
-        raise DocumentError(f"{path}, line {line}: {name} is a {type(text).__name__}; it must be a string")
+        raise DocumentError(f"{name} is a {type(text).__name__}; it must be a string")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raise DocumentError(f"{path}, line {line}: {name} holds half a surrogate pair, which is no character") from None
+        raise DocumentError(f"{name} holds half a surrogate pair, which is no character") from None
     if not text and not rules.allow_empty:
-        raise DocumentError(f"{path}, line {line}: {name} is empty")
+        raise DocumentError(f"{name} is empty")
     return text

@@ -1,0 +1,145 @@
+"""griffin train: packing text and pretraining."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from griffinlm.cli.main import PLAIN, StrictCommand
+from griffinlm.cli.options import AsJson
+from griffinlm.cli.output import one_line, print_json
+from griffinlm.errors import GriffinError
+
+if TYPE_CHECKING:
+    from griffinlm.evaluate.documents import DocumentError
+
+train = typer.Typer(help="Train a model.", no_args_is_help=True, **PLAIN)
+
+
+class MissingLibraryError(GriffinError):
+    """Training needs libraries that the base install leaves out."""
+
+
+@train.command("pretrain", cls=StrictCommand)
+def pretrain(
+    config: Annotated[Path, typer.Option("--config", metavar="FILE", help="The run, as TOML.")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change an entry, as in optimizer.learning_rate=1e-3."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a model on text, or go on from a checkpoint.
+
+    The output directory that FILE names decides: where it has checkpoints of this run, the last one is gone on from.
+
+    Several devices: torchrun --no-python --nproc-per-node N griffin train pretrain --config FILE.
+    """
+    from griffinlm.train.config import read_pretrain_config
+
+    run = read_pretrain_config(config, changes or ())
+    try:
+        from griffinlm.train.pretrain import pretrain as run_pretraining
+        from griffinlm.train.sharding import rank
+    except ModuleNotFoundError as error:
+        raise _missing(error) from error
+    outcome = run_pretraining(run, _tell_bad_row)
+    if rank() != 0:
+        return
+    if as_json:
+        print_json({"model": str(outcome.model), "step": outcome.step, "figures": outcome.figures})
+    else:
+        print(outcome.model)
+
+
+@train.command("sft", cls=StrictCommand)
+def sft(
+    config: Annotated[Path, typer.Option("--config", metavar="FILE", help="The run, as TOML.")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change an entry, as in lora.rank=8."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tune a model on conversations: all weights, low-rank terms, a prompt, or the state that it begins from."""
+    from griffinlm.train.tuning_config import read_tuning_config
+
+    run = read_tuning_config(config, changes or ())
+    try:
+        from griffinlm.train.sft import tune
+    except ModuleNotFoundError as error:
+        raise _missing(error) from error
+    outcome = tune(run, _tell_bad_row)
+    if as_json:
+        print_json({"result": str(outcome.result), "step": outcome.step, "figures": outcome.figures})
+    else:
+        print(outcome.result)
+
+
+@train.command("merge", cls=StrictCommand)
+def merge(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="As in `griffin generate --model`.")],
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="The directory of a low-rank adapter.")],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="A directory that is not there yet.")],
+) -> None:
+    """Write the model with an adapter added to its weights."""
+    from griffinlm.train.merge import merge as merge_adapter
+
+    merge_adapter(base, adapter, destination)
+    print(destination)
+
+
+@train.command("pack", cls=StrictCommand)
+def pack(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help=".jsonl (also .xz, .gz, .zst) or .txt.")],
+    tokenizer: Annotated[Path, typer.Option("--tokenizer", metavar="DIR", help="A tokenizer, or a model with one.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="A directory that is not there yet.")],
+    field: Annotated[str, typer.Option("--field", metavar="NAME", help="Field of a row that holds the text.")] = "text",
+    held_out_share: Annotated[
+        float,
+        typer.Option(
+            "--held-out-share", metavar="X", help="Share of documents kept out of training.", min=0.0, max=0.5
+        ),
+    ] = 0.01,
+    skip_bad_rows: Annotated[
+        bool, typer.Option("--skip-bad-rows", help="Tell rows that are no documents, and go on.")
+    ] = False,
+    largest_row_bytes: Annotated[
+        int, typer.Option("--largest-row-bytes", metavar="N", help="A longer row is a bad one.", min=1)
+    ] = 8_000_000,
+    processes: Annotated[
+        int, typer.Option("--processes", metavar="N", help="Processes that cut text into tokens.", min=1, max=1024)
+    ] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Turn documents into files of tokens.
+
+    Pretraining maps them into memory: give the directory as `packed` of a source.
+    """
+    from griffinlm.train.data.pack import PackOptions
+    from griffinlm.train.data.pack import pack as pack_files
+
+    options = PackOptions(field, held_out_share, "skip" if skip_bad_rows else "refuse", largest_row_bytes)
+    record = pack_files(files, tokenizer, out, options, processes, _tell_bad_row).record
+    figures: dict[str, Any] = {
+        "path": str(out),
+        "train": record["train"],
+        "held_out": record["held_out"],
+        "num_bad_rows": record["num_bad_rows"],
+    }
+    if as_json:
+        print_json(figures)
+        return
+    for split in ("train", "held_out"):
+        counts = figures[split]
+        print(f"{split:9} {counts['num_documents']:,} documents, {counts['num_tokens']:,} tokens")
+
+
+def _tell_bad_row(error: "DocumentError") -> None:
+    print(f"skipped: {one_line(str(error))}", file=sys.stderr)
+
+
+def _missing(error: ModuleNotFoundError) -> MissingLibraryError:
+    library = (error.name or "another library").partition(".")[0]
+    return MissingLibraryError(f"training needs {library}", hint="pip install 'griffinlm[train]'")

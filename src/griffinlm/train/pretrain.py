@@ -1,0 +1,170 @@
+"""Pretraining: from a configuration to a model directory."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from griffinlm.checkpoint import initial_tensors, open_checkpoint, write_checkpoint
+from griffinlm.checkpoint.new_directory import require_free
+from griffinlm.config import ModelConfig
+from griffinlm.evaluate.documents import DocumentError
+from griffinlm.quantization import recipe_of
+from griffinlm.text import Tokenizer
+from griffinlm.train.checkpoints import Checkpoints, read_manifest
+from griffinlm.train.config import PretrainConfig, model_config
+from griffinlm.train.data.mixture import Mixture, TrainingRows
+from griffinlm.train.data.pack import PackOptions, identity, pack
+from griffinlm.train.data.token_file import RECORD_FILE, Packed, open_packed
+from griffinlm.train.errors import TrainError
+from griffinlm.train.held_out import HeldOut
+from griffinlm.train.quantization_aware import leave_on_grid, put_on_grid
+from griffinlm.train.sharding import barrier, build_objective, rank, whole_tensors, world_size
+from griffinlm.train.trainer import PretrainTrainer, training_arguments
+
+MODEL, CHECKPOINTS, TOKENS = "model", "checkpoints", "tokens"
+"""Folders of a run's output."""
+
+
+class Start(NamedTuple):
+    """The model that a run begins with."""
+
+    config: ModelConfig
+    tensors: Iterator[tuple[str, np.ndarray]]
+    name: str
+    """What the weights are: equal names are equal weights."""
+
+
+class Outcome(NamedTuple):
+    """What a run has come to."""
+
+    model: Path
+    step: int
+    figures: dict[str, float]
+    """The last value of everything that was logged."""
+
+
+def pretrain(config: PretrainConfig, report: Callable[[DocumentError], None] | None = None) -> Outcome:
+    """Trains a model, from the last complete checkpoint of the output directory where there is one.
+
+    Under torchrun every process calls it; parameters are sharded over them. The output directory gets `tokens/` (the
+    packed sources), `checkpoints/`, `log.jsonl`, `tensorboard/`, and at the end `model/`.
+
+    Args:
+        report: called with every bad row that is skipped.
+
+    Raises:
+        GriffinError: data, tokenizer, model or checkpoints cannot be used or written, the output was made by another
+            run, or the loss is no number any more.
+    """
+    require_free(config.output / MODEL)
+    arguments = training_arguments(config, int(os.environ.get("WORLD_SIZE", "1")))
+    device = arguments.device  # joins the other processes
+    tokenizer = Tokenizer.from_directory(config.tokenizer)
+    start = _start(config)
+    if tokenizer.vocab_size > start.config.vocab_size:
+        raise TrainError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens; the model's vocabulary has {start.config.vocab_size}"
+        )
+    packed = {name: _packed(config, name, tokenizer, report) for name in config.sources}
+    rows = _training_rows(config, packed)
+    facts = {"run": _facts(config, start, tokenizer, packed)}
+    checkpoints = Checkpoints(config.output / CHECKPOINTS, config.checkpoints.num_kept)
+    last = checkpoints.last()
+    if last is not None and rank() == 0:
+        _require_same_run(last, facts["run"])
+    barrier()
+    objective = build_objective(start.config, start.tensors, config.loss_chunk_tokens, device, config.precision)
+    objective.griffin.gradient_checkpointing = config.gradient_checkpointing
+    if config.quantization_aware is not None:
+        put_on_grid(objective.griffin, start.config, recipe_of(config.quantization_aware))
+    held_out = {name: _held_out(config, source) for name, source in packed.items() if source.held_out.num_documents}
+    trainer = PretrainTrainer(config, arguments, objective, rows, held_out, checkpoints, facts)
+    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    figures = {name: value for entry in trainer.state.log_history for name, value in entry.items()}
+    leave_on_grid(objective.griffin)
+    _write_model(config, start.config, whole_tensors(objective.griffin))
+    return Outcome(config.output / MODEL, trainer.state.global_step, figures)
+
+
+def _start(config: PretrainConfig) -> Start:
+    if "directory" in config.model:
+        checkpoint = open_checkpoint(config.model["directory"])
+        return Start(checkpoint.config, checkpoint.tensors(), checkpoint.digest())
+    described = model_config(config.model)
+    return Start(described, initial_tensors(described, config.seed), f"seed {config.seed}")
+
+
+def _packed(
+    config: PretrainConfig, name: str, tokenizer: Tokenizer, report: Callable[[DocumentError], None] | None
+) -> Packed:
+    """A source's token files, made by the first process where they are not there."""
+    source, data = config.sources[name], config.data
+    directory = source.packed or config.output / TOKENS / name
+    options = PackOptions(source.field, data.held_out_share, data.bad_rows, data.largest_row_bytes)
+    if rank() == 0 and not source.packed and not (directory / RECORD_FILE).exists():
+        pack(source.files, config.tokenizer, directory, options, data.processes, report)
+    barrier()
+    packed = open_packed(directory)
+    expected = {"tokenizer": tokenizer.digest} if source.packed else identity(source.files, tokenizer, options)
+    wrong = [field for field, value in expected.items() if packed.record.get(field) != value]
+    if wrong:
+        raise TrainError(
+            f"{directory} was packed with another {' and other '.join(wrong)} than source {name} has",
+            hint="remove it, or pack the source anew",
+        )
+    if not packed.train.num_rows(data.row_tokens):
+        raise TrainError(
+            f"source {name} has {packed.train.num_tokens} tokens to train on; a row needs {data.row_tokens + 1}"
+        )
+    return packed
+
+
+def _training_rows(config: PretrainConfig, packed: Mapping[str, Packed]) -> TrainingRows:
+    files = {name: source.train for name, source in packed.items()}
+    return TrainingRows(
+        [
+            (Mixture(files, stage.mixture, config.data.row_tokens, config.seed, index), stage.steps * config.batch_rows)
+            for index, stage in enumerate(config.stages)
+        ]
+    )
+
+
+def _held_out(config: PretrainConfig, source: Packed) -> HeldOut:
+    return HeldOut(*source.held_out.held_out_rows(config.data.row_tokens, config.evaluation.max_tokens))
+
+
+def _facts(config: PretrainConfig, start: Start, tokenizer: Tokenizer, packed: Mapping[str, Packed]) -> dict[str, Any]:
+    """What decides the numbers of a run, as JSON values; how it is cut over devices does not."""
+    values = dataclasses.asdict(config)
+    deciding = ("batch_rows", "stages", "optimizer", "schedule", "precision", "quantization_aware", "seed")
+    return {
+        "model": start.config.to_dict(),
+        "weights": start.name,
+        "tokenizer": tokenizer.digest,
+        "sources": {name: source.record for name, source in packed.items()},
+        "row_tokens": config.data.row_tokens,
+        **{name: list(values[name]) if name == "stages" else values[name] for name in deciding},
+    }
+
+
+def _require_same_run(checkpoint: Path, facts: dict[str, Any]) -> None:
+    found = read_manifest(checkpoint).get("run", {})
+    differing = [name for name, value in facts.items() if found.get(name) != value]
+    if differing:
+        raise TrainError(
+            f"{checkpoint} belongs to a run with another {', another '.join(differing)}",
+            hint="give a new output directory, or the configuration that the run began with",
+        )
+
+
+def _write_model(config: PretrainConfig, model: ModelConfig, tensors: Iterator[tuple[str, np.ndarray]]) -> None:
+    if rank() == 0:
+        write_checkpoint(model, tensors, config.output / MODEL, "griffinlm", None, config.tokenizer)
+    elif world_size() > 1:
+        for _ in tensors:
+            pass
+    barrier()

@@ -1,0 +1,309 @@
+"""Instruction tuning by TRL's trainer: from a configuration to a model, an adapter or a tuned state."""
+
+import math
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from datasets import Dataset, disable_progress_bars
+from peft import LoraConfig, PeftModel, PromptTuningConfig, PromptTuningInit, get_peft_model
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from transformers import AutoTokenizer, PrinterCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.utils import logging as transformers_logging
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from griffinlm.checkpoint import Checkpoint, open_checkpoint, write_checkpoint
+from griffinlm.checkpoint.new_directory import new_directory, require_free
+from griffinlm.evaluate.documents import DocumentError, RowRules
+from griffinlm.hf import GriffinForCausalLM
+from griffinlm.loading import find_model, load
+from griffinlm.model.state import to_array
+from griffinlm.progress import progress
+from griffinlm.quantization import recipe_of
+from griffinlm.quantization.recipe import GATES
+from griffinlm.text import Tokenizer
+from griffinlm.train.data.conversations import Example, read_conversations
+from griffinlm.train.errors import TrainError
+from griffinlm.train.optimizer import build_optimizer
+from griffinlm.train.quantization_aware import leave_on_grid, put_on_grid
+from griffinlm.train.schedule import share_of_largest
+from griffinlm.train.state_tuning import TUNED_STATE, TunedState, tune_state, write_tuned_state
+from griffinlm.train.trainer import LOG_FILE, Log, tensorboard
+from griffinlm.train.tuning_config import TuningConfig
+
+MODEL, ADAPTER, STATE, CHECKPOINTS = "model", "adapter", "state.safetensors", "checkpoints"
+"""In a run's output directory."""
+
+
+@dataclass
+class Conversations:
+    """Examples of a run, and how many of its rows came to what."""
+
+    train: list[Example] = field(default_factory=list)
+    held_out: list[Example] = field(default_factory=list)
+    num_cut: int = 0
+    """Longer than a row."""
+    num_left_out: int = 0
+    """Without an answer in what a row has room for."""
+
+
+class TuningOutcome(NamedTuple):
+    """What a run has come to."""
+
+    result: Path
+    """A model directory, an adapter directory or the file of a tuned state."""
+    step: int
+    figures: dict[str, float]
+    """The last value of everything that was logged, and counts of conversations."""
+
+
+def tune(config: TuningConfig, report: Callable[[DocumentError], None] | None = None) -> TuningOutcome:
+    """Tunes a model on conversations: the mean cross-entropy, in nats, of the tokens that the assistant writes.
+
+    The output directory gets `log.jsonl`, `tensorboard/`, `checkpoints/` where the run asks for them, and at the end
+    `model/`, `adapter/` or `state.safetensors`. A run goes on from its last checkpoint.
+
+    Args:
+        report: called with every bad row that is skipped.
+
+    Raises:
+        GriffinError: data, tokenizer or model cannot be used, the output is taken or cannot be written, or the loss is
+            no number any more.
+    """
+    result = config.output / (MODEL if config.trains_weights else STATE if config.state else ADAPTER)
+    if config.state is None:
+        require_free(result)
+    elif result.exists():
+        raise TrainError(f"{result} is there already")
+    checkpoint = open_checkpoint(find_model(config.model))
+    if checkpoint.tokenizer_directory is None:
+        raise TrainError(f"{checkpoint.path} has no tokenizer, so it takes no conversations")
+    tokenizer = Tokenizer.from_directory(checkpoint.tokenizer_directory)
+    conversations = read_examples(config, tokenizer, report)
+    if not conversations.train:
+        raise TrainError(f"all {len(conversations.held_out)} conversations are held out or say nothing in a row's room")
+    trainer = build_trainer(config, checkpoint, tokenizer, conversations)
+    trainer.train(resume_from_checkpoint=_last_checkpoint(config.output / CHECKPOINTS))
+    if conversations.held_out:
+        trainer.evaluate()
+    figures = {name: value for entry in trainer.state.log_history for name, value in entry.items()}
+    counts = {
+        "num_conversations": len(conversations.train),
+        "num_held_out": len(conversations.held_out),
+        "num_cut": conversations.num_cut,
+        "num_left_out": conversations.num_left_out,
+    }
+    _write(config, checkpoint, trainer.model, result)
+    return TuningOutcome(result, trainer.state.global_step, {**figures, **counts})
+
+
+def read_examples(
+    config: TuningConfig, tokenizer: Tokenizer, report: Callable[[DocumentError], None] | None = None
+) -> Conversations:
+    """All conversations of a run as rows have room for them; raises DocumentError as `read_conversations`."""
+    data, found = config.data, Conversations()
+
+    def tell(error: DocumentError) -> None:
+        if report is not None:
+            report(error)
+
+    rules = RowRules(
+        largest_row_bytes=data.largest_row_bytes,
+        allow_empty=False,
+        on_bad_row=tell if data.bad_rows == "skip" else None,
+    )
+    for name, source in config.sources.items():
+        pairs = (pair for file in source.files for pair in read_conversations(file, source, tokenizer, rules))
+        for number, (digest, example) in enumerate(progress(pairs, f"reading {name}"), start=1):
+            found.num_cut += len(example.tokens) > data.row_tokens
+            example = example.cut_to(data.row_tokens)
+            if not example.teaches:
+                found.num_left_out += 1
+            elif int(digest[:16], 16) < data.held_out_share * 2**64:
+                found.held_out.append(example)
+            else:
+                found.train.append(example)
+            if number == source.max_rows:
+                break
+    return found
+
+
+def build_trainer(
+    config: TuningConfig, checkpoint: Checkpoint, tokenizer: Tokenizer, conversations: Conversations
+) -> "TuningTrainer":
+    """TRL's trainer of a run, its model ready to be trained.
+
+    Raises:
+        GriffinError: the model cannot be trained so.
+    """
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+        transformers_logging.disable_progress_bar()
+    arguments = tuning_arguments(config)
+    model = _prepared(config, checkpoint, tokenizer)
+    directory = checkpoint.tokenizer_directory
+    assert directory is not None
+    return TuningTrainer(
+        config,
+        model,
+        arguments,
+        _dataset(conversations.train),
+        _dataset(conversations.held_out) if conversations.held_out else None,
+        AutoTokenizer.from_pretrained(directory),
+    )
+
+
+def tuning_arguments(config: TuningConfig) -> SFTConfig:
+    """The run as TRL's SFTConfig; conversations are rendered and cut into tokens before it sees them."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise TrainError("device is cuda; torch finds none here")
+    use_cpu = config.device == "cpu" or not torch.cuda.is_available()
+    rows_at_once = config.rows_per_device or config.batch_rows
+    saving = config.checkpoints
+    return SFTConfig(
+        output_dir=str(config.output / CHECKPOINTS),
+        max_length=config.data.row_tokens,
+        packing=config.is_packed,
+        num_train_epochs=config.epochs,
+        max_steps=-1 if config.steps is None else config.steps,
+        per_device_train_batch_size=rows_at_once,
+        per_device_eval_batch_size=rows_at_once,
+        gradient_accumulation_steps=config.batch_rows // rows_at_once,
+        learning_rate=config.optimizer.learning_rate,
+        max_grad_norm=config.optimizer.clip_norm,
+        activation_checkpointing=config.gradient_checkpointing,
+        bf16=config.precision == "bfloat16",
+        use_cpu=use_cpu,
+        dataloader_pin_memory=not use_cpu,
+        seed=config.seed,
+        logging_steps=config.log_every_steps,
+        logging_nan_inf_filter=False,
+        save_strategy="no" if saving is None else "steps",
+        save_steps=500 if saving is None else saving.every_steps,
+        save_total_limit=None if saving is None else saving.num_kept,
+        report_to="none",
+        disable_tqdm=not sys.stderr.isatty(),
+    )
+
+
+class TuningTrainer(SFTTrainer):
+    """TRL's trainer with this package's optimizer and log."""
+
+    def __init__(
+        self,
+        config: TuningConfig,
+        model: Any,
+        args: SFTConfig,
+        train: Dataset,
+        held_out: Dataset | None,
+        tokenizer: Any,
+    ) -> None:
+        self._config = config
+        config.output.mkdir(parents=True, exist_ok=True)
+        super().__init__(
+            model,
+            args,
+            train_dataset=train,
+            eval_dataset=held_out,
+            processing_class=tokenizer,
+            callbacks=[Log(config.output / LOG_FILE), tensorboard(config.output)],
+        )
+        self.remove_callback(PrinterCallback)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            assert self.model is not None
+            named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+            self.optimizer = build_optimizer(named, self._config.optimizer)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
+        if self.lr_scheduler is None:
+            self.lr_scheduler = LambdaLR(
+                optimizer or self.create_optimizer(),
+                lambda step: share_of_largest(self._config.schedule, num_training_steps, num_training_steps, step),
+            )
+        return self.lr_scheduler
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        loss = logs.get("loss", 0.0)
+        if not math.isfinite(loss):
+            raise TrainError(
+                f"the loss is {loss} at step {self.state.global_step}", hint="lower optimizer.learning_rate"
+            )
+        super().log(logs, start_time)
+
+
+def _prepared(config: TuningConfig, checkpoint: Checkpoint, tokenizer: Tokenizer) -> Any:
+    """The model of a run with its trained parameters, all others frozen."""
+    if checkpoint.quantization is not None:
+        raise TrainError(f"{checkpoint.path} is quantized; what is tuned must have float weights")
+    dtype = torch.float32 if config.trains_weights else getattr(torch, config.precision)
+    model = GriffinForCausalLM.from_pretrained(checkpoint.path, dtype=dtype)
+    if config.quantization_aware is not None:
+        put_on_grid(model, checkpoint.config, recipe_of(config.quantization_aware))
+    torch.manual_seed(config.seed)  # of PEFT's first values
+    if config.state is not None:
+        if tokenizer.bos_id is None:
+            raise TrainError("the tokenizer has no begin token; a tuned state is one behind it")
+        tune_state(model, tokenizer.bos_id)
+    if config.lora is not None:
+        lora = config.lora
+        return get_peft_model(
+            model,
+            LoraConfig(
+                task_type="CAUSAL_LM",
+                r=lora.rank,
+                lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]  (any number is taken)
+                lora_dropout=lora.dropout,
+                target_parameters=[gate.removeprefix(".") for gate in GATES] if lora.gates else None,
+            ),
+        )
+    if config.prompt is not None:
+        init = PromptTuningInit.SAMPLE_VOCAB
+        prompt = PromptTuningConfig(
+            task_type="CAUSAL_LM", num_virtual_tokens=config.prompt.num_tokens, prompt_tuning_init=init
+        )
+        return get_peft_model(model, prompt)
+    return model
+
+
+def _dataset(examples: list[Example]) -> Dataset:
+    return Dataset.from_dict(
+        {"input_ids": [example.tokens for example in examples], "labels": [example.labels for example in examples]}
+    )
+
+
+def _last_checkpoint(directory: Path) -> str | None:
+    """The newest checkpoint that was written to its end: the trainer's state is its last file."""
+    found = {
+        int(p.parent.name.partition("-")[2]): p.parent for p in directory.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")
+    }
+    return str(found[max(found)]) if found else None
+
+
+def _write(config: TuningConfig, checkpoint: Checkpoint, model: Any, result: Path) -> None:
+    if config.state is not None:
+        tuned = getattr(model, TUNED_STATE)
+        assert isinstance(tuned, TunedState)
+        engine = "torch" if config.state.weights in (None, "float32", "bfloat16") else "onnx"
+        served = load(checkpoint.path, engine=engine, weights=config.state.weights)
+        write_tuned_state(served, tuned.arrays(), result)
+        return
+    if isinstance(model, PeftModel):
+        with new_directory(result) as directory:
+            model.save_pretrained(str(directory))
+        return
+    leave_on_grid(model)
+
+    def tensors() -> Iterator[tuple[str, np.ndarray]]:
+        return ((name, to_array(parameter)) for name, parameter in model.base_model.named_parameters())
+
+    format = "huggingface" if checkpoint.format == "huggingface" else "griffinlm"
+    write_checkpoint(checkpoint.config, tensors(), result, format, None, checkpoint.tokenizer_directory)

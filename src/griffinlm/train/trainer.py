@@ -1,0 +1,206 @@
+"""The Trainer of a pretraining run: what transformers' own leaves to others is said here, and nothing else."""
+
+import contextlib
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+
+from griffinlm.train.checkpoints import Checkpoints
+from griffinlm.train.config import PretrainConfig
+from griffinlm.train.data.mixture import TrainingRows
+from griffinlm.train.errors import TrainError
+from griffinlm.train.held_out import HeldOut, bits_per_byte
+from griffinlm.train.objective import Objective
+from griffinlm.train.optimizer import build_optimizer
+from griffinlm.train.schedule import learning_rate_factor
+
+LOG_FILE = "log.jsonl"
+
+
+def training_arguments(config: PretrainConfig, num_processes: int) -> TrainingArguments:
+    """The run as transformers' TrainingArguments; they find the device and join the processes of torchrun.
+
+    Raises:
+        TrainError: a step's rows do not divide over the processes.
+    """
+    rows_per_device = config.rows_per_device or config.batch_rows // num_processes
+    if not rows_per_device or config.batch_rows % (rows_per_device * num_processes):
+        raise TrainError(
+            f"batch_rows is {config.batch_rows}; it must be a multiple of rows_per_device ({rows_per_device}) "
+            f"times the {num_processes} processes"
+        )
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise TrainError("device is cuda; torch finds none here")
+    use_cpu = config.device == "cpu" or not torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(config.output),
+        max_steps=config.num_steps,
+        per_device_train_batch_size=rows_per_device,
+        gradient_accumulation_steps=config.batch_rows // (rows_per_device * num_processes),
+        average_tokens_across_devices=True,
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        max_grad_norm=config.optimizer.clip_norm,
+        # Sharded parameters are gathered in bfloat16; autocast would keep a copy of all of them beside.
+        bf16=config.precision == "bfloat16" and num_processes == 1,
+        use_cpu=use_cpu,
+        ddp_backend="gloo" if use_cpu and num_processes > 1 else None,
+        ddp_find_unused_parameters=False,
+        dataloader_pin_memory=not use_cpu,
+        seed=config.seed,
+        full_determinism=config.deterministic,
+        logging_steps=config.log_every_steps,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        eval_strategy="no",
+        report_to="none",
+        disable_tqdm=not sys.stderr.isatty(),
+    )
+
+
+class PretrainTrainer(Trainer):
+    """transformers' Trainer with rows in a fixed order, checkpoints of our own, and bits per byte.
+
+    Parameters are sharded before they come here, so that one code runs on CPUs and GPUs; the Trainer sees a model that
+    owns its placement.
+    """
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        args: TrainingArguments,
+        objective: Objective,
+        rows: TrainingRows,
+        held_out: Mapping[str, HeldOut],
+        checkpoints: Checkpoints,
+        facts: dict[str, Any],
+    ) -> None:
+        """Args: `facts` are JSON values that every checkpoint's manifest keeps."""
+        optimizer = build_optimizer(objective.griffin.named_parameters(), config.optimizer)
+        scheduler = LambdaLR(optimizer, lambda step: learning_rate_factor(config, step))
+        super().__init__(
+            objective,
+            args,
+            train_dataset=rows,  # pyright: ignore[reportArgumentType]  (a sequence is all that is asked for)
+            optimizers=(optimizer, scheduler),
+            callbacks=[_Rhythm(config), Log(config.output / LOG_FILE), tensorboard(config.output)],
+        )
+        leave_standard_output(self)
+        self._objective, self._adamw, self._schedule = objective, optimizer, scheduler
+        self._config, self._held_out, self._checkpoints, self._facts = config, held_out, checkpoints, facts
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Bits per byte of every source's held-out rows."""
+        rows_at_once = self.args.per_device_train_batch_size
+        metrics = {
+            f"eval_{name}_bits_per_byte": bits_per_byte(self._objective, held_out, rows_at_once, self.args.device)
+            for name, held_out in self._held_out.items()
+        }
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        loss = logs.get("loss", 0.0)
+        if not math.isfinite(loss):
+            raise TrainError(
+                f"the loss is {loss} at step {self.state.global_step}",
+                hint="lower optimizer.learning_rate, or raise schedule.warm_up_steps",
+            )
+        super().log({**logs, "tokens": self.state.global_step * self._config.step_tokens}, start_time)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if not torch.isfinite(self._tr_loss):
+            self.log({"loss": self._tr_loss.item()})
+        self._checkpoints.save(
+            self.state.global_step,
+            self._objective,
+            self._adamw,
+            self._facts,
+            lambda directory: self.state.save_to_json(str(directory / TRAINER_STATE_NAME)),
+        )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Weights come with the optimizer's state, once that exists."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            self._checkpoints.load(Path(checkpoint), self._objective, self._adamw)
+            self._schedule.last_epoch = self.state.global_step
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        norm = super()._clip_grad_norm(model)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    @contextlib.contextmanager
+    def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
+        """Gradients of all but a step's last rows are added up without talking to the other processes."""
+        assert isinstance(self._objective, FSDPModule)
+        self._objective.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            self._objective.set_requires_gradient_sync(True)
+
+
+class _Rhythm(TrainerCallback):
+    """When to evaluate and to save: every so many steps, and at the end."""
+
+    def __init__(self, config: PretrainConfig) -> None:
+        self._save_every, self._evaluate_every = config.checkpoints.every_steps, config.evaluation.every_steps
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        step, is_last = state.global_step, state.global_step >= state.max_steps
+        control.should_save = is_last or step % self._save_every == 0
+        control.should_evaluate = is_last or bool(self._evaluate_every and step % self._evaluate_every == 0)
+        control.should_log = control.should_log or is_last
+
+
+def leave_standard_output(trainer: Trainer) -> None:
+    """Sends the log lines of a Trainer to standard error, with its progress bar; where there is no bar, nowhere."""
+    trainer.remove_callback(PrinterCallback)
+    if not trainer.args.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(_Progress())
+
+
+class _Progress(ProgressCallback):
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
+        with contextlib.redirect_stdout(sys.stderr):
+            super().on_log(*args, **kwargs)
+
+
+class Log(TrainerCallback):
+    """Every log entry as a line of JSON; a run that goes on keeps those up to its checkpoint."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self._path.write_text("".join(f"{json.dumps(entry)}\n" for entry in state.log_history), encoding="utf-8")
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            with open(self._path, "a", encoding="utf-8") as file:
+                print(json.dumps(state.log_history[-1]), file=file)
+
+
+def tensorboard(output: Path) -> TrainerCallback:
+    """The same figures for TensorBoard, in the folder `tensorboard`."""
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations.integration_utils import TensorBoardCallback
+
+    is_first = int(os.environ.get("RANK", "0")) == 0
+    return TensorBoardCallback(SummaryWriter(str(output / "tensorboard")) if is_first else None)
