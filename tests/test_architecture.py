@@ -14,7 +14,7 @@ PACKAGE = "griffinlm"
 
 NEIGHBOURS = {("presets", "config"), ("config", "presets")}
 """Rooms of one row that may import each other: presets are configurations, and ModelConfig.preset looks them up."""
-TORCH_ROOMS = {"kernels", "model"}
+TORCH_ROOMS = {"kernels", "model", "hf", "train"}
 LAZY_TORCH = {"griffinlm.checkpoint.deepmind", "griffinlm.loading"}
 """Modules that may import torch where a function runs: a .pt file is torch's own; load() says when torch is missing."""
 PLAIN_MODULES = {f"griffinlm.generation.{name}" for name in ("scheduler", "request", "queue", "pace", "budget")}

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 import griffinlm
 from griffinlm import GriffinError
-from griffinlm.conversation import Conversation
+from griffinlm.conversation import Conversation, ConversationError
+from griffinlm.state import seal
 
 GREEDY = {"max_tokens": 8, "temperature": 0.0}
 words = st.lists(
@@ -126,6 +127,140 @@ def test_editing_history_reads_anew(griffin):
     np.testing.assert_array_equal(
         conversation.latest.token_ids, from_scratch(griffin, conversation, **GREEDY).token_ids
     )
+
+
+def test_a_branch_answers_as_the_same_conversation_without_the_other_branches(model):
+    conversation = Conversation(model, **GREEDY)
+    for text in ("the hawk", "and the hill", "grow"):
+        say(conversation, text)
+    conversation.go_to(1)
+    answer = say(conversation, "the griffin")
+    straight = Conversation(model, **GREEDY)
+    say(straight, "the hawk")
+    assert answer == say(straight, "the griffin")
+    assert conversation.messages == straight.messages
+    assert [turn.number for turn in conversation.current.path] == [0, 1, 4]
+    assert [child.number for child in conversation.turns[1].children] == [2, 4]
+
+
+def test_going_back_reads_only_what_is_said_next(griffin):
+    conversation = Conversation(griffin, max_tokens=1, temperature=0)
+    for text in ("the hawk", "and the hill", "grow"):
+        say(conversation, text)
+    before = len(griffin.tokenizer.encode_chat(conversation.turns[1].messages, False))
+    conversation.rewind(2)
+    griffin.num_read = 0
+    say(conversation, "the griffin")
+    whole = len(griffin.tokenizer.encode_chat(conversation.messages[:-1]))
+    num_of_answer_and_seam = 3
+    assert griffin.num_read <= whole - before + num_of_answer_and_seam
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 5), words.map("".join)), min_size=1, max_size=6), st.sampled_from([0, 1 << 30])
+)
+def test_every_walk_through_the_tree_answers_as_from_scratch(model, walk, kept_bytes):
+    conversation = Conversation(model, kept_bytes=kept_bytes, **GREEDY)
+    for number, text in walk:
+        conversation.go_to(number % len(conversation.turns))
+        say(conversation, text)
+        assert conversation.latest.token_ids == from_scratch(model, conversation, **GREEDY).token_ids
+
+
+def test_states_beyond_the_budget_are_given_up_and_the_newest_stays(griffin):
+    size = griffin.new_state().nbytes
+    conversation = Conversation(griffin, kept_bytes=3 * size, **GREEDY)
+    for _ in range(5):
+        say(conversation, "the hawk")
+    assert conversation.num_kept == 2
+    assert conversation.kept_bytes <= 3 * size
+    assert conversation.state is not None
+    conversation.go_to(1)
+    assert conversation.state is None
+    say(conversation, "grow")
+    assert conversation.latest.token_ids == from_scratch(griffin, conversation, **GREEDY).token_ids
+
+
+def test_turns_that_are_not_there_are_refused(griffin):
+    conversation = Conversation(griffin, **GREEDY)
+    say(conversation, "the hawk")
+    with pytest.raises(ConversationError, match="no turn 2; turns are 0 to 1"):
+        conversation.go_to(2)
+    for num_turns in (0, 2):
+        with pytest.raises(ConversationError, match=f"{num_turns} turns cannot be taken back; there are 1 up to here"):
+            conversation.rewind(num_turns)
+    assert conversation.current.number == 1
+
+
+def test_a_loaded_conversation_goes_on_as_the_saved_one(model, tmp_path):
+    conversation = Conversation(model, **GREEDY)
+    for text in ("the hawk", "and the <end_of_turn> hill"):
+        say(conversation, text)
+    conversation.go_to(1)
+    say(conversation, "grün")
+    conversation.save(tmp_path / "file")
+    loaded = Conversation.load(tmp_path / "file", model, **GREEDY)
+    assert [turn.messages for turn in loaded.turns] == [turn.messages for turn in conversation.turns]
+    assert loaded.current.number == conversation.current.number
+    for number in (3, 2, 0):
+        answers = []
+        for one in (conversation, loaded):
+            one.go_to(number)
+            answers.append(say(one, "grow"))
+        assert answers[0] == answers[1]
+
+
+def test_a_loaded_conversation_has_the_state_of_the_present_turn(griffin, tmp_path):
+    conversation = Conversation(griffin, **GREEDY)
+    say(conversation, "the hawk")
+    conversation.save(tmp_path / "file")
+    loaded = Conversation.load(tmp_path / "file", griffin, **GREEDY)
+    for name, array in conversation.state.arrays().items():
+        np.testing.assert_array_equal(array, loaded.state.arrays()[name])
+
+
+def test_conversations_of_others_and_damaged_ones_are_refused(griffin, tiny_gemma_directory, tmp_path):
+    conversation = Conversation(griffin, **GREEDY)
+    say(conversation, "the hawk")
+    path = tmp_path / "file"
+    conversation.save(path)
+    with pytest.raises(GriffinError, match="another model"):
+        Conversation.load(path, griffinlm.load(tiny_gemma_directory))
+    conversation.state.save(tmp_path / "state")
+    with pytest.raises(ConversationError, match="no conversation"):
+        Conversation.load(tmp_path / "state", griffin)
+    with pytest.raises(GriffinError, match="there is no conversation"):
+        Conversation.load(tmp_path / "nowhere", griffin)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(GriffinError, match="damaged"):
+        Conversation.load(path, griffin)
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        None,
+        [],
+        {"turns": []},
+        {"turns": [], "current": 1},
+        {"turns": [], "current": True},
+        {"turns": [], "current": "0"},
+        {"turns": 5, "current": 0},
+        {"turns": [{"parent": 1, "said": ["a", "b"]}], "current": 0},
+        {"turns": [{"parent": -1, "said": ["a", "b"]}], "current": 0},
+        {"turns": [{"parent": 0, "said": ["a"]}], "current": 0},
+        {"turns": [{"parent": 0, "said": "ab"}], "current": 0},
+        {"turns": [{"parent": 0, "said": ["a", 5]}], "current": 0},
+        {"turns": [{"parent": 0}], "current": 0},
+    ],
+)
+def test_well_made_files_that_hold_no_tree_are_refused(griffin, tmp_path, details):
+    path = tmp_path / "file"
+    path.write_bytes(seal({"x": np.zeros(1, np.float32)}, griffin.identity, details))
+    with pytest.raises(ConversationError, match="no conversation"):
+        Conversation.load(path, griffin)
 
 
 def test_unknown_and_wrong_options_are_refused_at_once(griffin, tiny_model_without_tokenizer):

@@ -21,11 +21,13 @@ MEGABYTE = 1_000_000
 
 IMPORT_ALL_WITHOUT_TORCH = """
 import importlib, pkgutil, sys
-sys.modules.update(dict.fromkeys(["torch", "triton", "jax", "sentencepiece", "tensorstore", "transformers"]))
+missing = "torch triton jax sentencepiece tensorstore llguidance lm_eval transformers"
+sys.modules.update(dict.fromkeys(missing.split()))
 import griffinlm
-needs_torch = ("griffinlm.kernels", "griffinlm.model")
+needs_torch = ("griffinlm.kernels", "griffinlm.model", "griffinlm.hf", "griffinlm.train")
+needs_extra = ("griffinlm.evaluate.harness",)
 for module in pkgutil.walk_packages(griffinlm.__path__, "griffinlm.", onerror=lambda name: None):
-    if not module.name.startswith(needs_torch):
+    if not module.name.startswith(needs_torch + needs_extra):
         importlib.import_module(module.name)
 """
 
@@ -54,7 +56,7 @@ def test_base_imports_without_torch_or_any_extra():
 
 def test_extras_are_those_that_the_readme_names():
     extras = set(PROJECT["optional-dependencies"])
-    assert extras == {"torch", "serve", "train", "sentencepiece", "orbax", "dev"}
+    assert extras == {"torch", "serve", "clients", "train", "sentencepiece", "orbax", "evaluate", "structured", "dev"}
     assert all(f"`{extra}`" in README for extra in extras)
 
 

@@ -83,6 +83,7 @@ def test_wheel_is_pure_python_typed_and_holds_the_bundled_model(wheel: Path):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert not [name for name in names if name.endswith((".so", ".pyd", ".dylib", ".pyc"))]
     assert {"griffinlm/py.typed", *(f"griffinlm/data/eyas/{name}" for name in MODEL_FILES)} <= names
+    assert {f"griffinlm/serve/page/{name}" for name in ("index.html", "app.js", "style.css", "icon.svg")} <= names
     assert [name for name in names if name.endswith("/licenses/LICENSE")]
 
 

@@ -81,7 +81,7 @@ def evaluate(
     threads: o.Threads = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """Measure a model: on a text (--text), on tasks (--tasks), or on how far back it remembers (--recall).
+    """Measure a model on a text, on tasks, or on synthetic recall.
 
     Every text begins with the begin token; neither that nor an end token counts.
     """

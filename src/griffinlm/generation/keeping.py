@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple, TypeVar
 
-from griffinlm.errors import GriffinError
 from griffinlm.generation.store import DamagedStateError, StateNotFoundError, StateStore
 
 LEAST_GAP_TOKENS = 32
@@ -98,8 +97,8 @@ def _put(store: StateStore, tenant: str, token_ids: Sequence[int], arrays: Any, 
             chain.state_id = store.put(tenant, token_ids, arrays, parent)
         except (StateNotFoundError, DamagedStateError):
             chain.state_id = store.put(tenant, token_ids, arrays)
-    except GriffinError as error:
-        return Kept(None, str(error))
+    except Exception as error:  # The answer is written; whatever goes wrong behind it is told with its end.
+        return Kept(None, str(error) or repr(error))
     return Kept(chain.state_id)
 
 

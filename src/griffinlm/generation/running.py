@@ -77,8 +77,8 @@ def find_in_store(store: StateStore, job: Job, token_ids: Sequence[int], is_read
         return Found(document)
     try:
         return Found(document, *store.get_longest_prefix(job.tenant, document[:-1]))
-    except StoreError as error:
-        return Found(document, fault=str(error))
+    except Exception as error:  # The document can be read from its beginning whatever goes wrong.
+        return Found(document, fault=str(error) or repr(error))
 
 
 @dataclass(eq=False)

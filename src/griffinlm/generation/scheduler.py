@@ -251,7 +251,7 @@ class Scheduler:
         try:
             if not group.has_begun and not self._begin_reading(group):
                 return []
-        except GriffinError as error:
+        except Exception as error:  # The start is the request's own; the other rows have theirs.
             self._reading.remove(group)
             return self._give_up(group, error)
         events: list[Event] = []
@@ -332,7 +332,7 @@ class Scheduler:
             group.logits = None if logits is None else logits[0, -1]
         return self._advance(group)
 
-    def _give_up(self, group: Group, error: GriffinError) -> list[Event]:
+    def _give_up(self, group: Group, error: Exception) -> list[Event]:
         """All requests of a group end, since its prompt or state cannot be read."""
         self._release(group.slot)
         for request in group.requests:

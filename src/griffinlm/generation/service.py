@@ -323,11 +323,13 @@ class GenerationService:
             row.finish_reason = "error"
         running, remainder = row.running, event.remainder
         if remainder is not None and remainder.state is not None:
-            arrays, num_read = remainder.state, int(remainder.state["num_tokens"][0])
+            arrays, document = remainder.state, row.document()
+            num_read = int(arrays["num_tokens"][0])
+            if num_read == len(document) - 1:
+                arrays = with_last_pending(arrays, document[-1])
             if row.completion.token_ids:
-                arrays = with_last_pending(arrays, remainder.unread[0])
                 self._starter.note_reply(row)
-            row.kept[num_read] = self._keep(running, row.document()[:num_read], arrays, row.chain)
+            row.kept[num_read] = self._keep(running, document[:num_read], arrays, row.chain)
         if running.fetched is not None and all(other.finish_reason is not None for other in running.rows):
             self._keeper.abandon(running.fetched)
             running.fetched = None

@@ -36,7 +36,7 @@ class Starter:
             GriffinError: the job cannot begin: its state is gone, or it would pass the capacity.
         """
         suspended = running.suspended
-        if suspended is not None and suspended.num_read:
+        if suspended is not None and suspended.num_read > len(running.model.initial_ids):
             return self._begun(running, Found(suspended.token_ids), suspended.state.arrays(), suspended.num_read)
         if running.store is None:
             return self._from_nothing(running, Found(running.token_ids))

@@ -1,0 +1,221 @@
+"""POST /v1/completions."""
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from secrets import token_hex
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Response
+from pydantic import Field
+
+from griffinlm.generation.answering import GenerationOptions, Options
+from griffinlm.generation.job import End, Job, Piece
+from griffinlm.generation.sampling import TokenLogProbability
+from griffinlm.serve.errors import ApiError, AsciiJSONResponse
+from griffinlm.serve.fields import (
+    MOST_ANSWERS,
+    InertFields,
+    ResponseFormat,
+    SamplingFields,
+    StopFields,
+    StreamOptions,
+    checked_options,
+    schema_of,
+)
+from griffinlm.serve.prompts import Prompts, read_prompts
+from griffinlm.serve.served import Asker, AskerDependency, require_time
+from griffinlm.serve.shapes import finite, usage_table
+from griffinlm.serve.stream import DONE, EventStream, event, merged
+from griffinlm.serve.worker import Answers
+from griffinlm.text import Tokenizer
+
+DEFAULT_MAX_TOKENS = 16
+MOST_ALTERNATIVES = 5
+
+router = APIRouter()
+
+
+class CompletionRequest(SamplingFields, StopFields, InertFields):
+    """Text, or tokens, to go on with."""
+
+    model: str
+    prompt: Prompts
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    """0 writes nothing, which is of use with `echo` and `logprobs`."""
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] | None = None
+    best_of: int | None = None
+    response_format: ResponseFormat | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    def options(self) -> GenerationOptions | None:
+        """None where nothing is to be written."""
+        num_tokens = DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+        given = Options(max_tokens=max(1, num_tokens), json_schema=schema_of(self.response_format))
+        if self.logprobs is not None:
+            given["log_probabilities"] = self.logprobs
+        checked = checked_options(given, self.sampling(), self.stops())
+        return checked if num_tokens else None
+
+    def check(self, num_prompts: int) -> None:
+        """Refuses what cannot be together."""
+        n = self.n or 1
+        if self.best_of not in (None, n):
+            raise _wrong("best_of", f"best_of is {self.best_of}; it must be n, {n}: all answers are told")
+        if self.stream_options is not None and not self.stream:
+            raise _wrong("stream_options", "stream_options needs stream to be true")
+        if self.max_tokens == 0 and (n > 1 or self.stream):
+            raise _wrong("max_tokens", "max_tokens is 0; then there is one answer, and no stream")
+        if n * num_prompts > MOST_ANSWERS:
+            most = f"at most {MOST_ANSWERS} answers are written"
+            raise _wrong("prompt", f"{num_prompts} prompts with {n} answers each; {most}")
+
+
+@router.post("/v1/completions")
+async def completions(body: CompletionRequest, asker: AskerDependency) -> Response:
+    """Goes on with each prompt."""
+    served = asker.served
+    adapter = served.adapter(body.model)
+    options = body.options()
+    prompts = await served.on_text_thread(read_prompts, served.tokenizer, body.prompt, True)
+    body.check(len(prompts))
+    jobs = [
+        Job(
+            asker.tenant,
+            token_ids,
+            options,
+            adapter=adapter,
+            num_answers=body.n or 1,
+            prompt_log_probabilities=body.logprobs if body.echo else None,
+            timeout_seconds=served.settings.request_timeout_seconds,
+        )
+        for token_ids in prompts
+    ]
+    shape = _Shape(body, served.tokenizer, is_text=not _is_tokens(body.prompt))
+    if not body.stream:
+        return AsciiJSONResponse(shape.whole(jobs, await asker.ends(jobs)))
+    all_answers = await _submitted(asker, jobs)
+    return EventStream(shape.chunks(all_answers), *all_answers)
+
+
+async def _submitted(asker: Asker, jobs: Sequence[Job]) -> list[Answers]:
+    """All, or none."""
+    found: list[Answers] = []
+    try:
+        for job in jobs:
+            found.append(await asker.served.submit(job))  # noqa: PERF401  (those submitted must be left)
+    except BaseException:
+        for answers in found:
+            answers.leave()
+        raise
+    return found
+
+
+class _Shape:
+    """OpenAI's form of the answers to one request."""
+
+    def __init__(self, body: CompletionRequest, tokenizer: Tokenizer, is_text: bool) -> None:
+        self._body, self._tokenizer = body, tokenizer
+        self._num_hidden = 1 if is_text and tokenizer.bos_id is not None else 0
+        """Tokens in front of a prompt that the client did not write."""
+        self._head = {
+            "id": f"cmpl-{token_hex(12)}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": body.model,
+        }
+
+    def whole(self, jobs: Sequence[Job], all_ends: Sequence[Sequence[End]]) -> dict[str, Any]:
+        choices, n = [], self._body.n or 1
+        for place, (job, ends) in enumerate(zip(jobs, all_ends, strict=True)):
+            for end in ends:
+                echo = self._echo(job)
+                choices.append(
+                    {
+                        "text": echo + end.text,
+                        "index": place * n + end.answer,
+                        "logprobs": self._logs(job, end),
+                        "finish_reason": end.finish_reason,
+                    }
+                )
+        return {**self._head, "choices": choices, "usage": _total(all_ends)}
+
+    async def chunks(self, all_answers: Sequence[Answers]) -> AsyncIterator[bytes]:
+        """Text of all answers as it comes, one reason to end each, the usage if wanted."""
+        body, n = self._body, self._body.n or 1
+        wants_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+        extra = {"usage": None} if wants_usage else {}
+        all_ends: list[list[End]] = [[] for _ in all_answers]
+        is_echoed: set[int] = set()
+        num_characters: dict[int, int] = {}
+        async for place, told in merged(all_answers):
+            index = place * n + told.answer
+            echo = "" if index in is_echoed else self._echo(told.job)
+            is_echoed.add(index)
+            if isinstance(told, Piece):
+                at = num_characters.get(index, 0) + len(echo)
+                num_characters[index] = at + len(told.text)
+                logs = None if told.log_probabilities is None else self._table(told.log_probabilities, at)
+                yield self._chunk(index, echo + told.text, logs, None, extra)
+                continue
+            if told.error is not None:
+                raise told.error
+            require_time([told])
+            all_ends[place].append(told)
+            yield self._chunk(index, echo, None, told.finish_reason, extra)
+        if wants_usage:
+            yield event({**self._head, "choices": [], "usage": _total(all_ends)})
+        yield DONE
+
+    def _chunk(self, index: int, text: str, logs: Any, reason: str | None, extra: dict[str, None]) -> bytes:
+        choice = {"text": text, "index": index, "logprobs": logs, "finish_reason": reason}
+        return event({**self._head, "choices": [choice], **extra})
+
+    def _echo(self, job: Job) -> str:
+        return self._tokenizer.decode(job.token_ids[self._num_hidden :]) if self._body.echo else ""
+
+    def _logs(self, job: Job, end: End) -> dict[str, Any] | None:
+        if self._body.logprobs is None:
+            return None
+        logs: list[TokenLogProbability | int] = []
+        if self._body.echo:
+            found = end.prompt_log_probabilities or []
+            logs += [] if self._num_hidden else [job.token_ids[0]]
+            logs += found
+        return self._table([*logs, *(end.log_probabilities or [])], 0)
+
+    def _table(self, logs: Sequence[TokenLogProbability | int], start: int) -> dict[str, Any]:
+        """A token without anything before it, a bare number, has no probability."""
+        tokens, values, tops, offsets = [], [], [], []
+        for log in logs:
+            token = log if isinstance(log, int) else log.token
+            tokens.append(self._text(token))
+            offsets.append(start)
+            start += len(tokens[-1])
+            values.append(None if isinstance(log, int) else finite(log.log_probability))
+            tops.append(None if isinstance(log, int) else {self._text(t): finite(v) for t, v in log.alternatives})
+        return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
+
+    def _text(self, token: int) -> str:
+        data = self._tokenizer.token_bytes(token)
+        return f"<{token}>" if data is None else data.decode("utf-8", "replace")
+
+
+def _total(all_ends: Sequence[Sequence[End]]) -> dict[str, Any]:
+    """The usage of several prompts."""
+    tables = [usage_table([end.usage for end in ends]) for ends in all_ends]
+    total = tables[0]
+    for table in tables[1:]:
+        for name in ("prompt_tokens", "completion_tokens", "total_tokens"):
+            total[name] += table[name]
+        total["prompt_tokens_details"]["cached_tokens"] += table["prompt_tokens_details"]["cached_tokens"]
+    return total
+
+
+def _is_tokens(prompt: Any) -> bool:
+    return isinstance(prompt, list) and not isinstance(prompt[0], str)
+
+
+def _wrong(param: str, message: str) -> ApiError:
+    return ApiError(400, message, param=param, code="invalid_value")

@@ -1,0 +1,180 @@
+"""What requests have in common: sampling, messages, and the fields that are taken without effect."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from griffinlm.generation.answering import GenerationOptions, Options
+from griffinlm.serve.errors import ApiError
+
+MOST_ANSWERS = 128
+MOST_ALTERNATIVES = 20
+MOST_STOPS = 16
+MOST_STOP_CHARACTERS = 1000
+MOST_BIASES = 1024
+MOST_MESSAGES = 10_000
+
+
+class Strict(BaseModel):
+    """Refuses fields that it does not know and values that would have to be converted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+Stop = Annotated[str, Field(min_length=1, max_length=MOST_STOP_CHARACTERS)]
+
+
+class SamplingFields(Strict):
+    """How tokens are chosen."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+
+    def sampling(self) -> Options:
+        """Those that were given."""
+        given = {name: getattr(self, name) for name in SamplingFields.model_fields}
+        return Options(**{name: value for name, value in given.items() if value is not None})
+
+
+class StopFields(Strict):
+    """What ends or shifts an answer, in chat and completions."""
+
+    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=MOST_BIASES)] | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_ANSWERS)] | None = None
+
+    def stops(self) -> Options:
+        options = Options()
+        if self.stop is not None:
+            options["stop"] = self.stop
+        if self.logit_bias:
+            options["logit_bias"] = {_token(key): value for key, value in self.logit_bias.items()}
+        return options
+
+
+class StreamOptions(Strict):
+    """What a stream tells besides text."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+    """Taken without effect."""
+
+
+class InertFields(Strict):
+    """Taken without effect: for OpenAI's own service."""
+
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+
+
+class TextPart(Strict):
+    """A piece of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(Strict):
+    """A message as a client sends it, and as it sends back one that it got."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    name: str | None = None
+    """Taken without effect."""
+    refusal: None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
+
+    def plain(self) -> dict[str, str]:
+        """As templates take it."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MOST_MESSAGES)]
+
+
+class JsonSchema(Strict):
+    """A schema with the name that a client gives it."""
+
+    name: str | None = None
+    description: str | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
+
+
+class TextFormat(Strict):
+    """Any text."""
+
+    type: Literal["text"]
+
+
+class ObjectFormat(Strict):
+    """Some JSON object."""
+
+    type: Literal["json_object"]
+
+
+class SchemaFormat(Strict):
+    """JSON that follows a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+ResponseFormat = Annotated[TextFormat | ObjectFormat | SchemaFormat, Field(discriminator="type")]
+
+
+def schema_of(chosen: TextFormat | ObjectFormat | SchemaFormat | None) -> dict[str, Any] | None:
+    """The JSON schema that an answer must follow."""
+    match chosen:
+        case SchemaFormat():
+            return chosen.json_schema.schema_
+        case ObjectFormat():
+            return {"type": "object"}
+        case _:
+            return None
+
+
+def checked_options(*given: Options) -> GenerationOptions:
+    """One set of options out of several.
+
+    Raises:
+        GriffinError: one of them is out of its range.
+    """
+    joined = Options()
+    for options in given:
+        joined.update(options)
+    return GenerationOptions.of(joined)
+
+
+def alternatives(wanted: bool | None, num_top: int | None) -> Options:
+    """`logprobs` and `top_logprobs` of chat; ApiError where the second stands alone."""
+    if num_top is not None and not wanted:
+        raise ApiError(400, "top_logprobs needs logprobs to be true", param="top_logprobs", code="invalid_value")
+    return Options(log_probabilities=num_top or 0) if wanted else Options()
+
+
+def _token(key: str) -> int:
+    if not (key.isascii() and key.isdigit() and len(key) <= 9):
+        raise ApiError(
+            400,
+            f"logit_bias names token {key[:20]!r}; it must be a token's number",
+            param="logit_bias",
+            code="invalid_value",
+        )
+    return int(key)

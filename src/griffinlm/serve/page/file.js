@@ -1,0 +1,35 @@
+// A conversation as a file: a line of JSON with all turns, then the server's signed state at the present one.
+
+import { Tree } from "./tree.js";
+
+const FORMAT = "griffinlm conversation 1";
+const LONGEST_LINE = 1 << 26;
+
+/** Gives the reader a file of the conversation. */
+export async function saveFile(client, tree) {
+  const known = tree.path().findLast((turn) => turn.responseId !== null);
+  const state = known === undefined ? "" : await client.download(known.responseId);
+  const line = JSON.stringify({ format: FORMAT, ...tree.toJSON() });
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([line, "\n", state], { type: "application/octet-stream" }));
+  link.download = "conversation.griffin";
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+}
+
+/** The conversation of a file, whose state the server has taken back. */
+export async function openFile(client, file) {
+  const head = await file.slice(0, LONGEST_LINE).text();
+  const end = head.indexOf("\n");
+  let content = null;
+  try {
+    content = JSON.parse(head.slice(0, end));
+  } catch {
+    // Told below, as any other file that is none of ours.
+  }
+  if (content?.format !== FORMAT) throw new Error("it is no conversation of this page");
+  const tree = Tree.fromJSON(content);
+  const state = file.slice(new TextEncoder().encode(head.slice(0, end + 1)).length);
+  if (state.size) await client.upload(state);
+  return tree;
+}

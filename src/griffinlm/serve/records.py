@@ -1,0 +1,178 @@
+"""Stored conversations by id: what was said, and the kept state to go on from. They survive the process."""
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from griffinlm.serve.errors import ApiError, ServeError
+from griffinlm.state import Fingerprint
+
+FILE = "conversations.sqlite"
+MOST_RECORDS = 100_000
+"""Of a tenant; beyond, the oldest go."""
+BUSY_SECONDS = 30.0
+
+Message = dict[str, str]
+
+TABLE = """
+CREATE TABLE IF NOT EXISTS records (
+    number INTEGER PRIMARY KEY, scope BLOB NOT NULL, id TEXT NOT NULL, parent TEXT, is_gone INTEGER NOT NULL,
+    content TEXT NOT NULL, UNIQUE (scope, id)
+);
+CREATE INDEX IF NOT EXISTS records_by_parent ON records (scope, parent);
+"""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A conversation up to some message: those behind its parent's, and where the model stands at the end of them."""
+
+    id: str
+    kind: Literal["response", "state"]
+    model: str
+    adapter: str | None
+    parent: str | None
+    """The record that these messages follow; None at a beginning."""
+    instructions: str | None
+    """The system message in front of the whole conversation."""
+    messages: list[Message]
+    num_tokens: int
+    """Of the whole conversation as the template writes it."""
+    created: int
+    state_id: str | None = None
+    """A kept state on the way to the end; None where all must be read again."""
+    unread: list[int] = field(default_factory=list)
+    """Tokens from that state, its pending one first read, to the end."""
+    is_turn_end: bool = False
+    """Whether the last message is an answer, behind which the template knows no more of what was said."""
+    kept_ids: list[str] = field(default_factory=list)
+    """All states that were kept on its way."""
+    body: dict[str, Any] = field(default_factory=dict)
+    """The response as it was told."""
+
+
+class Records:
+    """Records by tenant and id, used by one thread at a time. What `put` was given survives a crash on return.
+
+    Args:
+        directory: None keeps everything in this process.
+        fingerprint: of the model; records of other models are not found.
+    """
+
+    def __init__(self, directory: Path | None, fingerprint: Fingerprint) -> None:
+        self._model = json.dumps(asdict(fingerprint))
+        path = ":memory:" if directory is None else str(directory / FILE)
+        try:
+            self._database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+            self._database.execute("PRAGMA journal_mode = WAL")
+            self._database.execute("PRAGMA synchronous = FULL")
+            self._database.executescript(TABLE)
+        except sqlite3.Error as error:
+            raise ServeError(f"{path} cannot be used: {error}") from error
+
+    def close(self) -> None:
+        self._database.close()
+
+    def put(self, tenant: str, records: Sequence[Record], *, keeps_old: bool = False) -> None:
+        """Keeps records, all or none, each in the place of one with its id; or beside those, if the old are to stay."""
+        scope, replaced = self._scope(tenant), "WHERE is_gone" if keeps_old else ""
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            self._database.executemany(
+                "INSERT INTO records (scope, id, parent, is_gone, content) VALUES (?, ?, ?, 0, ?)"
+                " ON CONFLICT (scope, id) DO UPDATE SET parent = excluded.parent, content = excluded.content,"
+                f" is_gone = 0 {replaced}",
+                [(scope, record.id, record.parent, json.dumps(asdict(record))) for record in records],
+            )
+            self._database.execute(
+                "DELETE FROM records WHERE number IN (SELECT number FROM records WHERE scope = ?"
+                " ORDER BY number DESC LIMIT -1 OFFSET ?)",
+                (scope, MOST_RECORDS),
+            )
+            self._database.execute("COMMIT")
+        except BaseException:
+            self._database.execute("ROLLBACK")
+            raise
+
+    def get(self, tenant: str, record_id: str, kind: str | None = None) -> Record:
+        """A record; ApiError where the tenant has none of that id, or of another kind."""
+        found = self._find(tenant, record_id)
+        if found is None or found[1] or kind not in (None, found[0].kind):
+            raise _not_found(record_id)
+        return found[0]
+
+    def newest(self, tenant: str, most: int) -> list[Record]:
+        """The records put last, the last one first."""
+        rows = self._database.execute(
+            "SELECT content FROM records WHERE scope = ? AND NOT is_gone ORDER BY number DESC LIMIT ?",
+            (self._scope(tenant), most),
+        )
+        return [Record(**json.loads(content)) for (content,) in rows]
+
+    def path(self, tenant: str, record: Record) -> list[Record]:
+        """The records from the beginning of a conversation to one of them; ApiError where one is lost."""
+        path = [record]
+        while (parent := path[-1].parent) is not None:
+            found = self._find(tenant, parent)
+            if found is None:
+                raise ApiError(404, f"the beginning of conversation {record.id} is no longer stored", code="not_found")
+            path.append(found[0])
+        return path[::-1]
+
+    def move(self, tenant: str, record_id: str, state_id: str) -> None:
+        """Tells a record of a state at its very end."""
+        found = self._find(tenant, record_id)
+        if found is not None and not found[1]:
+            record = found[0]
+            self.put(tenant, [replace(record, state_id=state_id, unread=[], kept_ids=[*record.kept_ids, state_id])])
+
+    def delete(self, tenant: str, record_id: str) -> list[str]:
+        """Removes a record and gives the states that no other record stands on.
+
+        What conversations that go on from it have of it stays until the last of them goes.
+        """
+        record, scope = self.get(tenant, record_id), self._scope(tenant)
+        self._database.execute("UPDATE records SET is_gone = 1 WHERE scope = ? AND id = ?", (scope, record.id))
+        self._sweep(scope, record)
+        return [state_id for state_id in dict.fromkeys(record.kept_ids) if not self._is_used(scope, state_id)]
+
+    def _sweep(self, scope: bytes, record: Record) -> None:
+        """Takes away a record that is gone and that nothing follows, and so up its path."""
+        while True:
+            taken = self._database.execute(
+                "DELETE FROM records WHERE scope = ?1 AND id = ?2 AND is_gone"
+                " AND NOT EXISTS (SELECT 1 FROM records WHERE scope = ?1 AND parent = ?2)",
+                (scope, record.id),
+            ).rowcount
+            found = None if not taken or record.parent is None else self._row(scope, record.parent)
+            if found is None:
+                return
+            record = found[0]
+
+    def _is_used(self, scope: bytes, state_id: str) -> bool:
+        found = self._database.execute(
+            "SELECT 1 FROM records WHERE scope = ? AND NOT is_gone AND instr(content, ?) LIMIT 1", (scope, state_id)
+        )
+        return found.fetchone() is not None
+
+    def _find(self, tenant: str, record_id: str) -> tuple[Record, bool] | None:
+        return self._row(self._scope(tenant), record_id)
+
+    def _row(self, scope: bytes, record_id: str) -> tuple[Record, bool] | None:
+        """A record, and whether it was deleted while others stand on it."""
+        text = record_id.encode("utf-8", "replace").decode()
+        row = self._database.execute(
+            "SELECT content, is_gone FROM records WHERE scope = ? AND id = ?", (scope, text)
+        ).fetchone()
+        return None if row is None else (Record(**json.loads(row[0])), bool(row[1]))
+
+    def _scope(self, tenant: str) -> bytes:
+        return hashlib.sha256(json.dumps([tenant, self._model]).encode()).digest()
+
+
+def _not_found(record_id: str) -> ApiError:
+    return ApiError(404, f"there is no {record_id[:80]!r}", code="not_found")

@@ -1,0 +1,158 @@
+"""From settings to a running server, and its end."""
+
+import asyncio
+import socket
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from griffinlm.generation.budget import plan_memory
+from griffinlm.generation.service import GenerationService
+from griffinlm.generation.store import StateStore
+from griffinlm.language_model import LanguageModel
+from griffinlm.serve.app import create_app
+from griffinlm.serve.errors import ServeError
+from griffinlm.serve.guard import Guard
+from griffinlm.serve.keys import ApiKeys, state_key
+from griffinlm.serve.logs import log_event, start_logs
+from griffinlm.serve.records import Records
+from griffinlm.serve.served import Served
+from griffinlm.serve.settings import Settings
+from griffinlm.serve.turns import Turns
+from griffinlm.serve.worker import Worker
+from griffinlm.state import state_layout
+
+DRAIN_TICK_SECONDS = 0.05
+LONGEST_HEAD_BYTES = 64 << 10
+BACKLOG = 2048
+
+
+def serve(model: LanguageModel, name: str, settings: Settings) -> None:
+    """Answers requests until the process is told to end (SIGTERM, SIGINT).
+
+    Raises:
+        GriffinError: the address is taken, a file cannot be used, or the memory budget holds nothing.
+    """
+    keys = None if settings.api_key_file is None else ApiKeys.from_file(settings.api_key_file)
+    listener = _listener(settings.host, settings.port)
+    served = build(model, name, settings)
+    guard, _ = create_app(served, keys)
+    start_logs()
+    server = _Server(guard, settings)
+    log_event("listening", host=settings.host, port=listener.getsockname()[1], model=name)
+    server.run(sockets=[listener])
+    log_event("ended")
+
+
+def build(model: LanguageModel, name: str, settings: Settings) -> Served:
+    """The service and its store, within the memory budget.
+
+    Raises:
+        GriffinError: the budget is too small, or the state directory cannot be used.
+    """
+    layout = state_layout(model.config, 1, settings.capacity, model.window_dtype, model.precision)
+    plan = plan_memory(settings.memory_budget_bytes, sum(spec.nbytes for spec in layout.values()))
+    directory = settings.state_directory
+    store = StateStore(
+        model,
+        directory,
+        memory_bytes=plan.store_bytes,
+        disk_bytes=None if directory is None else settings.disk_budget_bytes,
+    )
+    service = GenerationService(
+        model,
+        store,
+        num_slots=plan.num_slots,
+        num_places=plan.num_places,
+        capacity=settings.capacity,
+        max_waiting=settings.most_waiting,
+    )
+    return Served(
+        name,
+        model,
+        settings,
+        Worker(service),
+        store,
+        Records(directory, model.identity.fingerprint),
+        Turns(model.tokenizer),
+        state_key(settings.state_key_file, directory),
+    )
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise ServeError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
+    return listener
+
+
+class _Server(uvicorn.Server):
+    """Ends in good order: at the first signal new work is refused, and the last answer ends the server."""
+
+    def __init__(self, guard: Guard, settings: Settings) -> None:
+        super().__init__(
+            uvicorn.Config(
+                guard,
+                http=_Protocol,
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=round(settings.idle_seconds),
+                timeout_graceful_shutdown=5,
+                h11_max_incomplete_event_size=LONGEST_HEAD_BYTES,
+            )
+        )
+        self._guard, self._settings = guard, settings
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._guard.is_draining:
+            self.should_exit = True
+        self._guard.is_draining = True
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._guard.is_draining and not self.should_exit:
+            self.should_exit = await self._drained()
+        return await super().on_tick(counter)
+
+    async def _drained(self) -> bool:
+        if not hasattr(self, "_drain_end"):
+            log_event("draining", open=self._guard.num_open)
+            self._drain_end = asyncio.get_running_loop().time() + self._settings.drain_seconds
+        return self._guard.num_open == 0 or asyncio.get_running_loop().time() >= self._drain_end
+
+
+class _Protocol(H11Protocol):
+    """Also closes connections on which no whole request head comes within the time for idle ones."""
+
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._watch_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+
+    def _watch_head(self) -> None:
+        is_waiting = str(self.conn.their_state) == "IDLE"
+        if is_waiting and self._head_timer is None:
+            self._head_timer = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        elif not is_waiting and self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None

@@ -1,0 +1,161 @@
+"""What all routes share: the model and its adapters, the worker, the store, the settings."""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Request
+
+from griffinlm.generation.job import End, Job
+from griffinlm.generation.store import StateNotFoundError, StateStore
+from griffinlm.language_model import LanguageModel
+from griffinlm.serve.errors import ApiError
+from griffinlm.serve.logs import log_fault
+from griffinlm.serve.records import Records
+from griffinlm.serve.settings import Settings
+from griffinlm.serve.stream import while_connected
+from griffinlm.serve.turns import Turns
+from griffinlm.serve.worker import Answers, Worker
+from griffinlm.text import Tokenizer
+
+R = TypeVar("R")
+
+
+@dataclass
+class Served:
+    """One model behind the routes."""
+
+    name: str
+    model: LanguageModel
+    settings: Settings
+    worker: Worker
+    store: StateStore
+    records: Records
+    turns: Turns
+    state_key: bytes
+    """What states that leave are signed with."""
+    created: int = field(default_factory=lambda: int(time.time()))
+    _texts: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "griffinlm-text"))
+    _records: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "griffinlm-records"))
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.model.tokenizer
+
+    @property
+    def model_names(self) -> dict[str, str | None]:
+        """Adapters by the names that requests call models by; the model itself has none."""
+        return {self.name: None} | {f"{self.name}:{adapter}": adapter for adapter in self.model.adapter_names}
+
+    def adapter(self, model_name: str) -> str | None:
+        """The adapter that a request means by `MODEL` or `MODEL:ADAPTER`; ApiError where there is none."""
+        names = self.model_names
+        if model_name not in names:
+            raise ApiError(
+                404,
+                f"there is no model {model_name[:100]!r}; there are {', '.join(names)}"[:1000],
+                param="model",
+                code="model_not_found",
+            )
+        return names[model_name]
+
+    async def on_text_thread(self, function: Callable[..., R], *arguments: Any) -> R:
+        """What a function of texts gives, off the event loop: a long one takes a while."""
+        return await asyncio.get_running_loop().run_in_executor(self._texts, function, *arguments)
+
+    async def on_record_thread(self, function: Callable[..., R], *arguments: Any) -> R:
+        """What a function of records or of the store gives, off the event loop: it may wait for a disk."""
+        return await asyncio.get_running_loop().run_in_executor(self._records, function, *arguments)
+
+    def in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Does work that no client waits for; its faults are logged."""
+
+        async def run() -> None:
+            try:
+                await work
+            except Exception as error:
+                log_fault("work in the background failed", error)
+
+        task = asyncio.ensure_future(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def submit(self, job: Job) -> Answers:
+        return await self.worker.submit(job)
+
+    async def close(self) -> None:
+        """Ends what runs beside the answers, then the service, the records and the store."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.worker.stop()
+        self._texts.shutdown()
+        self._records.shutdown()
+        self.records.close()
+        self.store.close()
+
+
+@dataclass(frozen=True)
+class Asker:
+    """Who asks, and for what server."""
+
+    served: Served
+    tenant: str
+    request: Request
+
+    async def ends(self, jobs: Sequence[Job]) -> list[list[End]]:
+        """All answers of each job, run to the end side by side; they are dropped where the client goes away.
+
+        Raises:
+            GriffinError: a job is refused, or one of its answers failed.
+        """
+        return await while_connected(self.request, self._ends(jobs))
+
+    async def delete(self, record_id: str, kind: str | None = None) -> None:
+        """Removes a record, and the states that nothing else stands on; ApiError where there is none."""
+        await self.served.on_record_thread(self._delete, record_id, kind)
+
+    def _delete(self, record_id: str, kind: str | None) -> None:
+        served = self.served
+        record = served.records.get(self.tenant, record_id, kind)
+        view = served.store.view(served.model.with_adapter(record.adapter))
+        for state_id in served.records.delete(self.tenant, record_id):
+            with suppress(StateNotFoundError):
+                view.delete(self.tenant, state_id)
+
+    async def _ends(self, jobs: Sequence[Job]) -> list[list[End]]:
+        all_answers: list[Answers] = []
+        try:
+            for job in jobs:
+                all_answers.append(await self.served.submit(job))  # noqa: PERF401  (some may be submitted when one fails)
+            return [await _ends_of(answers) for answers in all_answers]
+        finally:
+            for answers in all_answers:
+                answers.leave()
+
+
+async def _ends_of(answers: Answers) -> list[End]:
+    ends = [event async for event in answers if isinstance(event, End)]
+    for end in ends:
+        if end.error is not None:
+            raise end.error
+    require_time(ends)
+    return sorted(ends, key=lambda end: end.answer)
+
+
+def require_time(ends: Sequence[End]) -> None:
+    """Refuses answers that were cut by the time limit."""
+    if any(end.finish_reason == "deadline" for end in ends):
+        raise ApiError(408, "the request took longer than this server allows", code="timeout")
+
+
+def _asker(request: Request) -> Asker:
+    return Asker(request.app.state.served, request.state.tenant, request)
+
+
+AskerDependency = Annotated[Asker, Depends(_asker)]

@@ -1,0 +1,55 @@
+"""POST /tokenize and /detokenize."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Response
+from pydantic import Field
+
+from griffinlm.serve.errors import ApiError, AsciiJSONResponse
+from griffinlm.serve.fields import Messages, Strict
+from griffinlm.serve.served import AskerDependency
+
+router = APIRouter()
+
+
+class TokenizeRequest(Strict):
+    """A text, or messages as the chat template writes them."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Messages | None = None
+    add_special_tokens: bool | None = None
+    """Whether a text gets its begin token, as it does in completions."""
+    add_generation_prompt: bool | None = None
+    """Whether messages end with the beginning of an answer."""
+
+
+class DetokenizeRequest(Strict):
+    """Tokens to be written as text."""
+
+    model: str | None = None
+    tokens: Annotated[list[int], Field(max_length=1 << 20)]
+
+
+@router.post("/tokenize")
+async def tokenize(body: TokenizeRequest, asker: AskerDependency) -> Response:
+    """The ids of a text or of messages."""
+    served = asker.served
+    tokenizer = served.tokenizer
+    if (body.prompt is None) == (body.messages is None):
+        raise ApiError(400, "either prompt or messages must be given", param="prompt", code="invalid_value")
+    if body.messages is not None:
+        messages = [message.plain() for message in body.messages]
+        ids = await served.on_text_thread(tokenizer.encode_chat, messages, body.add_generation_prompt is not False)
+    else:
+        ids = await served.on_text_thread(tokenizer.encode, body.prompt)
+        if body.add_special_tokens is not False and tokenizer.bos_id is not None:
+            ids = [tokenizer.bos_id, *ids]
+    return AsciiJSONResponse({"tokens": ids, "count": len(ids)})
+
+
+@router.post("/detokenize")
+async def detokenize(body: DetokenizeRequest, asker: AskerDependency) -> Response:
+    """The text of tokens, without control tokens."""
+    served = asker.served
+    return AsciiJSONResponse({"prompt": await served.on_text_thread(served.tokenizer.decode, body.tokens)})

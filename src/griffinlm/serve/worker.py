@@ -1,0 +1,193 @@
+"""The one thread that calls a service, and the answers that the event loop gets from it."""
+
+import asyncio
+import threading
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
+from typing import TypeVar
+
+from griffinlm.generation.job import End, Event, Job
+from griffinlm.generation.service import GenerationService
+from griffinlm.serve.errors import ApiError
+from griffinlm.serve.logs import log_fault
+
+STORE_WAIT_SECONDS = 0.002
+"""How long the thread waits for the store alone before it looks for new calls."""
+MOST_EVENTS_WAITING = 4096
+"""Told to a client that does not read them; then it is too slow."""
+
+R = TypeVar("R")
+
+
+class Answers:
+    """The events of one job as the event loop sees them, in a buffer with an end: who reads too slowly is cut off."""
+
+    def __init__(self, job: Job, leave: "Callable[[Answers], None]") -> None:
+        self.job = job
+        self._leave = leave
+        self._events: deque[Event] = deque()
+        self._news = asyncio.Event()
+        self._num_to_end = job.num_answers
+        self._fault: ApiError | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will be told."""
+        return self._num_to_end == 0 or self._fault is not None
+
+    def push(self, event: Event) -> None:
+        if self.is_over:
+            return
+        self._num_to_end -= isinstance(event, End)
+        self._events.append(event)
+        if len(self._events) > MOST_EVENTS_WAITING:
+            self.fail(ApiError(408, f"the client reads too slowly: {MOST_EVENTS_WAITING} events wait for it"))
+            self._leave(self)
+        self._news.set()
+
+    def fail(self, fault: ApiError) -> None:
+        """Ends the events here."""
+        if not self.is_over:
+            self._fault = fault
+            self._events.clear()
+            self._news.set()
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        while True:
+            while self._events:
+                yield self._events.popleft()
+            if self._fault is not None:
+                raise self._fault
+            if self.is_over:
+                return
+            self._news.clear()
+            await self._news.wait()
+
+    def leave(self) -> None:
+        """Nobody wants the rest."""
+        if not self.is_over:
+            self._num_to_end = 0
+            self._leave(self)
+
+
+class Worker:
+    """Runs a service on a thread of its own. Everything else here belongs to the event loop, and never waits for it."""
+
+    def __init__(self, service: GenerationService) -> None:
+        self.service = service
+        self.has_failed = False
+        self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._answers: dict[Job, Answers] = {}
+        """Of the jobs that the service has; the thread's own."""
+        self._num_to_end: Counter[Job] = Counter()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="griffinlm-service", daemon=True)
+
+    def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """Drops what still runs, and waits until states on their way are written."""
+
+        def stop() -> None:
+            self._stopping = True
+
+        self._calls.put(stop)
+        await asyncio.to_thread(self._thread.join)
+
+    async def call(self, function: Callable[[], R]) -> R:
+        """What a function gives on the service's thread."""
+        future: Future[R] = Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(function())
+            except Exception as error:
+                future.set_exception(error)
+
+        if self.has_failed:
+            raise ApiError(503, "the server has stopped computing", code="unavailable")
+        self._calls.put(run)
+        return await asyncio.wrap_future(future)
+
+    async def submit(self, job: Job) -> Answers:
+        """Takes a job on.
+
+        Raises:
+            GriffinError: the service refuses it.
+        """
+        answers = Answers(job, self._forget)
+
+        def submit() -> None:
+            self.service.submit(job)
+            self._answers[job], self._num_to_end[job] = answers, job.num_answers
+
+        try:
+            await self.call(submit)
+        except asyncio.CancelledError:
+            self._forget(answers)
+            raise
+        return answers
+
+    def _forget(self, answers: Answers) -> None:
+        """Ends a job that nobody waits for, if it is still there."""
+
+        def cancel() -> None:
+            if self._answers.pop(answers.job, None) is not None:
+                self.service.cancel(answers.job)
+
+        self._calls.put(cancel)
+
+    # On the thread.
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                self._take_calls()
+                events = self.service.step(STORE_WAIT_SECONDS)
+                if events:
+                    self._tell(self._deliver, [(self._answers_of(event), event) for event in events])
+        except Exception as error:
+            log_fault("the service's thread ended", error)
+            self.has_failed = True
+            self._tell(self._fail, list(self._answers.values()))
+        finally:
+            self.service.close()
+
+    def _take_calls(self) -> None:
+        """Those that wait; the first is waited for where the service has nothing to do."""
+        try:
+            self._calls.get(block=not self.service.busy)()
+            while not self._stopping:
+                self._calls.get_nowait()()
+        except Empty:
+            return
+
+    def _answers_of(self, event: Event) -> Answers:
+        answers = self._answers[event.job]
+        self._num_to_end[event.job] -= isinstance(event, End)
+        if not self._num_to_end[event.job]:
+            del self._answers[event.job], self._num_to_end[event.job]
+        return answers
+
+    def _tell(self, function: Callable[..., None], *arguments: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:
+            # The loop is closed; nobody is left to be told.
+            return
+
+    # On the event loop.
+
+    def _deliver(self, told: list[tuple[Answers, Event]]) -> None:
+        for answers, event in told:
+            answers.push(event)
+
+    def _fail(self, unfinished: list[Answers]) -> None:
+        for answers in unfinished:
+            answers.fail(ApiError(500, "the server has stopped computing", code="internal_error"))
