@@ -210,8 +210,8 @@ class LanguageModel:
             prompt: text, or a list of ids; or a list of these.
             num_answers: gives that many answers to each prompt, which is read once, as a list. With a seed, answer i is
                 the one that seed + i gives alone.
-            options: max_tokens (256), min_tokens, stop, json_schema, log_probabilities, logit_bias, capacity, and the fields of
-                `SamplingParameters`.
+            options: max_tokens (256), min_tokens, stop, json_schema, log_probabilities, logit_bias, capacity, and the
+                fields of `SamplingParameters`.
         """
         several = isinstance(prompt, list | tuple) and len(prompt) > 0 and isinstance(prompt[0], str | list | tuple)
         prompts: Sequence[Any] = prompt if several else [prompt]

@@ -287,7 +287,7 @@ def unseal(content: bytes, kind: str, name: str) -> Sealed:
     try:
         record = json.loads(metadata["griffinlm"])
         fingerprint, checksum, details = dict(record["fingerprint"]), record["checksum"], record.get("details")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise StateError(f"{name} is no {kind} of griffinlm") from error
     if fingerprint.get("format_version") != FORMAT_VERSION:
         version = fingerprint.get("format_version")

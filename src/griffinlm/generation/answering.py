@@ -17,8 +17,8 @@ from griffinlm.generation.scheduler import Scheduler
 from griffinlm.state import State
 from griffinlm.text import Tokenizer
 
-
 MOST_BIAS = 100
+MOST_TOKENS = 1 << 40
 
 
 class GenerationError(GriffinError):
@@ -95,6 +95,8 @@ class GenerationOptions:
                 continue
             if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
                 raise GenerationError(f"{name} is {value!r}; it must be a whole number, {least} or above")
+            if value > MOST_TOKENS:
+                raise GenerationError(f"{name} is {value}; it must be at most {MOST_TOKENS}")
         for text in self.stop:
             if not isinstance(text, str) or not text:
                 raise GenerationError(f"stop is {text!r}; a stop string must be text of at least one character")

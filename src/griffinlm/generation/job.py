@@ -37,7 +37,7 @@ class Job:
     extract: Callable[[Mapping[str, Any]], Any] | None = None
     """Given the arrays of the state that has read the document but for its last token, where one is handed over.
 
-    What it returns is told with the end; the state is not held for it.
+    What it returns is told with the end; the state is not held for it. It must not raise.
     """
     priority: int = 0
     """Higher goes first; whoever waits rises with time."""

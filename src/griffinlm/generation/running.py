@@ -14,7 +14,7 @@ from griffinlm.generation.job import End, Job, Piece, Usage
 from griffinlm.generation.keeping import Chain, Kept
 from griffinlm.generation.prompt_scores import PromptScores
 from griffinlm.generation.request import FinishReason, Request
-from griffinlm.generation.store import StateStore, StoredState, StoreError
+from griffinlm.generation.store import StateStore, StoredState
 from griffinlm.generation.suspended import Suspended
 from griffinlm.state import NOTHING_PENDING, State, StateOwner
 from griffinlm.text import Tokenizer, TokenizerError

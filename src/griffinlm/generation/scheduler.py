@@ -84,6 +84,11 @@ class Scheduler:
         """Requests with a slot."""
         return len(self._reading) + len(self._writing)
 
+    @property
+    def is_reading(self) -> bool:
+        """Whether the next step reads on in a prompt, which may give no event."""
+        return any(group.can_read for group in self._reading)
+
     def submit(self, request: Request) -> None:
         """Takes a request on.
 
@@ -101,7 +106,9 @@ class Scheduler:
         Raises:
             RequestError, QueueFullError: as for `submit`.
         """
-        self._check(requests)
+        check_group(requests)
+        if any(request in self._deadlines for request in requests):
+            raise RequestError("a request is submitted twice; it must end before it may be submitted again")
         self._require_room(len(requests))
         arrival = self._now()
         self._waiting.append(Group(list(requests), arrival))
@@ -124,11 +131,11 @@ class Scheduler:
             return self._stop_writing(self._writing[request], wants_state)
         group = next(group for group in (*self._waiting, *self._reading) if request in group.requests)
         group.requests.remove(request)
+        remainder = Remainder(request.state, list(request.prompt), 0)
         if group in self._waiting:
             if not group.requests:
                 self._waiting.remove(group)
-            return Remainder(request.state, list(request.prompt), 0)
-        remainder = Remainder(request.state, list(request.prompt), 0)
+            return remainder
         if group.has_begun:
             state = self._executor.export_state(group.slot) if wants_state else None
             remainder = Remainder(state, group.prompt[group.num_read :], 0)
@@ -183,11 +190,6 @@ class Scheduler:
     def _at_latest(self, request: Request, seconds: float, now: float) -> float:
         deadline = self._deadlines[request]
         return seconds if deadline is None else min(seconds, max(0.0, deadline - now))
-
-    def _check(self, requests: Sequence[Request]) -> None:
-        check_group(requests)
-        if any(request in self._deadlines for request in requests):
-            raise RequestError("a request is submitted twice; it must end before it may be submitted again")
 
     def _require_room(self, num_requests: int) -> None:
         if self._max_waiting is None:

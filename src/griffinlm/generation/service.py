@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from griffinlm.generation.suspended import Suspended
 from griffinlm.state import State, StateError, state_layout
 
 DEFAULT_PLACES = 4
+LONGEST_TIMEOUT_SECONDS = 1e9
 
 
 class GenerationService:
@@ -206,7 +208,7 @@ class GenerationService:
                 piece = row.piece()
                 told += [] if piece is None else [piece]
         told += self._ends()
-        if not told and not happened and timeout_seconds > 0:
+        if not (told or happened or self._scheduler.is_reading) and timeout_seconds > 0:
             fetched = [running.fetched for running in self._running.values() if running.fetched is not None]
             waited = [future for row in self._ending for future in row.futures if not future.done()]
             self._keeper.wait([*fetched, *waited], timeout_seconds)
@@ -261,6 +263,9 @@ class GenerationService:
         alternatives = job.prompt_log_probabilities
         if alternatives is not None and min(whole_numbers("prompt_log_probabilities", [alternatives])) < 0:
             raise GenerationError(f"prompt_log_probabilities is {alternatives}; it must be 0 or above")
+        timeout = job.timeout_seconds
+        if timeout is not None and not (isinstance(timeout, Real) and 0 <= timeout <= LONGEST_TIMEOUT_SECONDS):
+            raise GenerationError(f"timeout_seconds is {timeout!r}; it must be in 0..{LONGEST_TIMEOUT_SECONDS:.0f}")
         check_tokens(self.model.config, np.asarray(token_ids))
         if not token_ids and job.state_id is None:
             raise GenerationError("a job has no tokens; it needs at least one, or a kept state")

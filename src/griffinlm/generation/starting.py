@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from griffinlm.generation.job import Counts, Job
 from griffinlm.generation.keeping import Keeper, places_to_keep
 from griffinlm.generation.request import Start
 from griffinlm.generation.running import Found, Row, Running, find_in_store, tokenizer_of
+from griffinlm.state import StateOwner, state_layout
 
 REPLIES_REMEMBERED = 4096
 
@@ -102,6 +104,8 @@ class Starter:
             has_last = num_tokens > 1 or job.options is None
             places = places_to_keep(num_tokens, num_read, job.boundaries, self._boundary_tokens, has_last)
         prompt = document[:-1] if job.options is None else document + written
+        if arrays is not None and self._capacity is not None:
+            arrays = _with_room(running.model, arrays, self._capacity)
         return Start(prompt, arrays, num_read, tuple(places))
 
     def _is_reread(self, running: Running, num_read: int) -> bool:
@@ -114,6 +118,18 @@ class Starter:
         ids, text = reply
         behind = document[num_read + 1 :]
         return bool(text) and behind[: len(ids)] != ids and tokenizer.decode(behind).startswith(text)
+
+
+def _with_room(model: StateOwner, arrays: Mapping[str, Any], capacity: int) -> dict[str, Any]:
+    """The arrays of a state of at most `capacity` tokens with that many slots in global attention, filled in order."""
+    found = {}
+    for name, spec in state_layout(model.config, 1, capacity, model.window_dtype, model.precision).items():
+        found[name] = array = arrays[name]
+        if array.shape != spec.shape:
+            found[name] = np.zeros(spec.shape, spec.dtype)
+            num_slots = min(capacity, array.shape[1])
+            found[name][:, :num_slots] = array[:, :num_slots]
+    return found
 
 
 def _key(running: Running, num_tokens: int) -> bytes:

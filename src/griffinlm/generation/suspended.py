@@ -1,6 +1,7 @@
 """A suspended answer: everything that is needed to go on exactly where it stopped, in one file."""
 
 import dataclasses
+import json
 import operator
 import os
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 from griffinlm.errors import GriffinError
 from griffinlm.executor import check_tokens
 from griffinlm.generation.answering import GenerationOptions
+from griffinlm.generation.grammar import schema_text
 from griffinlm.generation.sampling import SamplingParameters, TokenLogProbability
 from griffinlm.state import (
     NOTHING_PENDING,
@@ -109,13 +111,13 @@ class Suspended:
                 written_ids=ids[1].tolist(),
                 options=None if details["options"] is None else _options(details["options"]),
                 adapter=owner.adapter,
-                num_told=int(details["num_told"]),
-                boundaries=[int(place) for place in details["boundaries"]],
+                num_told=operator.index(details["num_told"]),
+                boundaries=[operator.index(place) for place in details["boundaries"]],
                 log_probabilities=[_log_probability(one) for one in details["log_probabilities"]],
                 num_prompt_alternatives=_count(details["num_prompt_alternatives"]),
                 prompt_log_probabilities=[_log_probability(one) for one in details["prompt_log_probabilities"]],
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise StateError(f"{name} is no {KIND} of griffinlm") from error
         check_layout(arrays, owner, f"{KIND} {name}")
         _check(found, owner, ids, name)
@@ -142,8 +144,10 @@ def _as_json(options: GenerationOptions) -> dict[str, Any]:
 
 def _options(values: Mapping[str, Any]) -> GenerationOptions:
     sampling = SamplingParameters(**values["sampling"])
-    bias = {int(token): value for token, value in values["logit_bias"]}
-    return GenerationOptions(**{**values, "stop": tuple(values["stop"]), "logit_bias": bias, "sampling": sampling})
+    bias = {operator.index(token): value for token, value in values["logit_bias"]}
+    schema = None if values["json_schema"] is None else schema_text(json.loads(values["json_schema"]))
+    changed = {"stop": tuple(values["stop"]), "json_schema": schema, "logit_bias": bias, "sampling": sampling}
+    return GenerationOptions(**{**values, **changed})
 
 
 def _count(value: Any) -> int | None:
@@ -152,7 +156,8 @@ def _count(value: Any) -> int | None:
 
 def _log_probability(values: Sequence[Any]) -> TokenLogProbability:
     token, value, alternatives = values
-    return TokenLogProbability(token, value, tuple((other, number) for other, number in alternatives))
+    others = tuple((operator.index(other), float(number)) for other, number in alternatives)
+    return TokenLogProbability(operator.index(token), float(value), others)
 
 
 def _check(found: Suspended, model: StateOwner, ids: Sequence[np.ndarray], name: str) -> None:
@@ -165,9 +170,13 @@ def _check(found: Suspended, model: StateOwner, ids: Sequence[np.ndarray], name:
         raise StateError(f"{KIND} {name}: {error}") from error
     num_tokens, num_written, num_read = len(found.token_ids), len(found.written_ids), found.num_read
     is_read = num_read == num_tokens + num_written - 1 if num_written else num_read < num_tokens
-    is_read &= 0 <= found.num_told <= num_written
+    is_read &= num_tokens > 0 and 0 <= found.num_told <= num_written
     is_open = num_written < (1 if found.options is None else found.options.max_tokens)
     if not (is_read and is_open) or found.state.pending[0] != NOTHING_PENDING:
         raise StateError(
             f"{KIND} {name} has {num_tokens} tokens, {num_written} written and {num_read} read; that cannot be"
         )
+    num_scored = 0 if found.num_prompt_alternatives is None else min(num_read, num_tokens - 1)
+    num_logs = 0 if found.options is None or found.options.log_probabilities is None else num_written
+    if (len(found.prompt_log_probabilities), len(found.log_probabilities)) != (num_scored, num_logs):
+        raise StateError(f"{KIND} {name} does not have a log-probability for each token that one was asked of")

@@ -51,7 +51,7 @@ class StoreCounts:
     record_bytes: int
     """Bytes of all records; never above the cap."""
     memory_bytes: int
-    """Bytes of the arrays that this process keeps ready."""
+    """Bytes that this process holds: arrays kept ready, or without a directory all records."""
     num_damaged: int
     """Damaged records found and set aside since the store was made."""
 
@@ -315,7 +315,8 @@ class StateStore:
     @_alone
     def counts(self) -> StoreCounts:
         num_states, record_bytes, num_damaged = self._index.totals()
-        return StoreCounts(num_states, record_bytes, self._tiers.memory.num_bytes, num_damaged)
+        memory_bytes = record_bytes if self.directory is None else self._tiers.memory.num_bytes
+        return StoreCounts(num_states, record_bytes, memory_bytes, num_damaged)
 
     def _owner(self, tenant: str | None) -> bytes:
         if tenant is not None:
