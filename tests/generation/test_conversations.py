@@ -64,11 +64,10 @@ class Watched(Traffic):
 def test_every_answer_in_random_traffic_is_that_of_one_forward(model, tmp_path, num_talks, num_turns, on_disk):
     layout = state_layout(model.config, 1, None, model.window_dtype, model.precision)
     state_bytes = sum(spec.nbytes for spec in layout.values())
-    plan = plan_memory(40 * state_bytes, state_bytes, num_slots=5)
+    plan = plan_memory(40 * state_bytes if on_disk else 1 << 24, state_bytes, num_slots=5)
     directory = tmp_path / "store" if on_disk else None
     disk_bytes = 1 << 24 if on_disk else None
-    memory_bytes = plan.store_bytes if on_disk else 1 << 24
-    with StateStore(model, directory, memory_bytes=memory_bytes, disk_bytes=disk_bytes) as store:
+    with StateStore(model, directory, memory_bytes=plan.store_bytes, disk_bytes=disk_bytes) as store:
         service = GenerationService(
             model,
             store,

@@ -100,6 +100,16 @@ def test_penalties_are_the_sum_over_what_was_said():
         assert answer[-1] == expected.argmax()
 
 
+def test_logit_bias_is_added_before_all_else():
+    logits = np.array([1.0, 2.0, 3.0, 4.0], np.float32)
+    greedy = SamplingParameters(temperature=0)
+    assert Sampler(greedy, logit_bias={1: 2.5}).choose(logits) == 1
+    assert Sampler(greedy, logit_bias={3: -100}).choose(logits) == 2
+    assert Sampler(greedy, logit_bias={7: 100}, num_choices=4).choose(logits) == 3, "never chosen, whatever its bias"
+    penalised = SamplingParameters(temperature=0, repetition_penalty=2.0)
+    assert Sampler(penalised, prompt=[3], logit_bias={3: 2.5}).choose(logits) == 3, "(4 + 2.5) / 2 is above 3"
+
+
 def test_end_tokens_are_held_back_until_min_tokens():
     sampler = Sampler(SamplingParameters(temperature=0), end_ids=[2], min_tokens=2)
     logits = np.array([0.0, 1.0, 5.0], np.float32)

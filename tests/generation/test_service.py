@@ -220,7 +220,10 @@ def test_an_end_is_told_once_its_states_are_kept_and_others_write_meanwhile(slow
     service, store = slow
     service.submit(Job("a", ids_of(onnx_model), options(3)))
     other = service.submit(Job("a", ids_of(onnx_model), options(200), keep=False))
-    events = [event for _ in range(150) for event in service.step()]
+    events = []
+    while service.counts.num_starts < 2:
+        events += service.step()
+    events += [event for _ in range(150) for event in service.step()]
     assert sum(isinstance(event, Piece) and event.job is other for event in events) > 100
     assert not any(isinstance(event, End) for event in events)
     assert service.memory().aside_bytes == 2 * service.state_bytes
@@ -252,6 +255,47 @@ def test_a_store_that_fails_costs_the_states_and_not_the_answer(slow, onnx_model
     assert len(end.token_ids) == 12
     assert (end.not_kept, end.end_state_id, end.prompt_state_id) == ("the disk is full", None, None)
     assert service.counts.num_states_not_kept == 2
+
+
+@pytest.mark.parametrize("method", ["put", "get", "get_longest_prefix"])
+def test_whatever_a_store_raises_costs_no_other_answer(slow, onnx_model, monkeypatch, method):
+    service, store = slow
+    store.may_put.set()
+    document = ids_of(onnx_model)
+    first = answered(service, document)
+
+    def fail(*arguments, **keywords):
+        raise MemoryError
+
+    monkeypatch.setattr(type(store), method, fail)
+    jobs = [
+        Job("a", document, options(), keep=False),
+        Job("a", [*document, 9], options()),
+        Job("a", [9], options(), state_id=first.end_state_id),
+    ]
+    for job in jobs:
+        service.submit(job)
+    ends = {event.job: event for event in run(service) if isinstance(event, End)}
+    assert ends[jobs[0]].token_ids == first.token_ids
+    assert len(ends[jobs[1]].token_ids) == 12
+    assert (ends[jobs[1]].not_kept is None) == (method != "put")
+    assert (ends[jobs[2]].error is None) == (method != "get")
+    assert service.counts.num_failed_lookups == (0 if method == "put" else 2)
+    assert (service.num_free_slots, service.memory().aside_bytes) == (2, 0)
+
+
+def test_a_prompt_is_read_on_while_the_store_is_slow(slow, onnx_model, monkeypatch):
+    service, _ = slow
+    service.submit(Job("a", ids_of(onnx_model), None))
+    service.step()
+    service.submit(Job("a", [5] * 3000, options(1), keep=False))
+    while service.counts.num_starts < 2:
+        service.step()
+    monkeypatch.setattr(service._keeper, "wait", lambda *_: pytest.fail("it waited for the store"))
+    events = []
+    while not events:
+        events = service.step(1.0)
+    assert len(events[0].token_ids) == 1
 
 
 def test_a_cancelled_job_leaves_nothing(service, onnx_model):
@@ -296,6 +340,20 @@ def test_a_deadline_ends_an_answer_with_what_it_has(onnx_model, store, seconds):
     service.close()
 
 
+def test_a_deadline_between_document_and_last_token_leaves_that_token_pending(onnx_model, store):
+    clock, document = Clock(), ids_of(onnx_model)
+    service = GenerationService(onnx_model, store, num_slots=1, clock=clock)
+
+    def let_time_pass(_):
+        clock.now += 100.0
+
+    end = answered(service, document, extract=let_time_pass, timeout_seconds=50.0)
+    assert (end.finish_reason, end.token_ids, end.end_state_id) == ("deadline", [], None)
+    assert store.get("a", end.prompt_state_id).arrays["pending"] == document[-1]
+    assert len(store.ids("a")) == 1
+    service.close()
+
+
 def test_a_model_with_a_capacity_keeps_and_refuses_in_time(tiny_gemma_directory):
     gemma = griffinlm.load(tiny_gemma_directory, engine="onnx", weights="float32", threads=1)
     with StateStore(gemma, None, memory_bytes=1 << 24) as store:
@@ -312,6 +370,27 @@ def test_a_model_with_a_capacity_keeps_and_refuses_in_time(tiny_gemma_directory)
         service.close()
 
 
+@pytest.mark.parametrize("engine", ["onnx", "torch"])
+@pytest.mark.parametrize("capacity", [32, 128])
+def test_states_kept_with_another_capacity_are_gone_on_from(tiny_gemma_directory, engine, capacity):
+    gemma = griffinlm.load(tiny_gemma_directory, engine=engine, weights="float32", threads=1)
+    with StateStore(gemma, None, memory_bytes=1 << 24) as store:
+        service = GenerationService(gemma, store, num_slots=1, capacity=64)
+        first = answered(service, [5, 6, 7])
+        job = service.submit(Job("a", [5, 6, 7], options()))
+        for _ in range(8):
+            service.step(0.05)
+        suspended = service.suspend(job)
+        service.close()
+        other = GenerationService(gemma, store, num_slots=1, capacity=capacity)
+        whole = gemma.generate([5, 6, 7, *first.token_ids, 8], max_tokens=12, min_tokens=12, seed=5)
+        for token_ids, state_id in (([8], first.end_state_id), ([5, 6, 7, *first.token_ids, 8], None)):
+            end = answered(other, token_ids, state_id=state_id)
+            assert (end.token_ids, end.usage.num_cached_tokens > 3) == (whole.token_ids, True)
+        assert end_of(other, other.resume(suspended, "b")).token_ids == first.token_ids
+        other.close()
+
+
 def test_what_cannot_be_run_is_refused_in_one_line(service, onnx_model):
     for job, words in (
         (Job("a", []), "no tokens"),
@@ -324,6 +403,9 @@ def test_what_cannot_be_run_is_refused_in_one_line(service, onnx_model):
         (Job("a", [5], None, num_answers=2), "2 answers"),
         (Job("a", [5], adapter="none such"), "none such"),
         (Job("a", [5], options(capacity=9)), "capacity is 9"),
+        (Job("a", [5], options(), timeout_seconds=-1.0), "timeout_seconds is -1.0"),
+        (Job("a", [5], options(), timeout_seconds=float("nan")), "timeout_seconds is nan"),
+        (Job("a", [5], options(), timeout_seconds="x"), "timeout_seconds is 'x'"),
         (Job("a", [5], options(seed=2**63 - 1), num_answers=2), "seed is"),
     ):
         with pytest.raises(GriffinError, match=words) as caught:

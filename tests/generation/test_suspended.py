@@ -12,6 +12,7 @@ import griffinlm
 from griffinlm.errors import GriffinError
 from griffinlm.generation.answering import GenerationOptions
 from griffinlm.generation.job import End, Job, Piece
+from griffinlm.generation.sampling import TokenLogProbability
 from griffinlm.generation.service import GenerationService
 from griffinlm.generation.store import StateStore
 from griffinlm.generation.suspended import Suspended
@@ -195,6 +196,12 @@ def test_a_well_sealed_file_with_impossible_content_is_refused(model, service):
         ({"num_told": 10}, "that cannot be"),
         ({"state": good.state.with_pending([3])}, "that cannot be"),
         ({"state": griffinlm.State.stack([good.state, good.state])}, "one row"),
+        ({"num_told": float("inf")}, "no suspended answer"),
+        ({"boundaries": [1.5]}, "no suspended answer"),
+        ({"log_probabilities": [TokenLogProbability(5, -1.0, ())]}, "log-probability for each token"),
+        ({"num_prompt_alternatives": 1}, "log-probability for each token"),
+        ({"options": replace(good.options, json_schema='{"x-guidance": {}}')}, "no suspended answer"),
+        ({"options": replace(good.options, json_schema="[" * 100_000)}, "no suspended answer"),
     ):
         with pytest.raises(StateError, match=words):
             Suspended.from_bytes(replace(good, **change).to_bytes(), model)
@@ -215,3 +222,26 @@ def test_a_suspended_answer_of_another_model_is_not_resumed(model, service, tiny
     with pytest.raises(StateError, match="another model"):
         other.resume(suspended, "a")
     other.close()
+
+
+@pytest.mark.parametrize("token_ids", [[2, 9, 10], [9, 10]])
+def test_a_job_under_a_tuned_state_suspended_while_it_waits_ends_as_uninterrupted(
+    tiny_model_directory, tmp_path, token_ids
+):
+    base = griffinlm.load(tiny_model_directory, engine="onnx", weights="float32", threads=1)
+    base.read([base.tokenizer.bos_id]).save(tmp_path / "tuned.safetensors")
+    tuned = griffinlm.load(
+        tiny_model_directory,
+        engine="onnx",
+        weights="float32",
+        threads=1,
+        adapters={"tuned": tmp_path / "tuned.safetensors"},
+    )
+    service = GenerationService(tuned, None, num_slots=1)
+    job = Job("a", token_ids, GenerationOptions.of({"seed": 1, "max_tokens": 5}), adapter="tuned")
+    suspended = service.suspend(service.submit(job))
+    ends = [run(service, service.submit(job))[-1], run(service, service.resume(suspended, "a"))[-1]]
+    assert ends[0].token_ids == ends[1].token_ids
+    assert str(ends[0].error) == str(ends[1].error)
+    assert (ends[0].error is None) == (token_ids[0] == tuned.tokenizer.bos_id)
+    service.close()

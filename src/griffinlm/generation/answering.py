@@ -95,8 +95,8 @@ class GenerationOptions:
                 continue
             if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
                 raise GenerationError(f"{name} is {value!r}; it must be a whole number, {least} or above")
-            if value > MOST_TOKENS:
-                raise GenerationError(f"{name} is {value}; it must be at most {MOST_TOKENS}")
+            if int(value) > MOST_TOKENS:
+                raise GenerationError(f"{name} is above {MOST_TOKENS}, the most that is allowed")
         for text in self.stop:
             if not isinstance(text, str) or not text:
                 raise GenerationError(f"stop is {text!r}; a stop string must be text of at least one character")

@@ -116,6 +116,11 @@ class Scheduler:
             timeout = request.timeout_seconds
             self._deadlines[request] = None if timeout is None else arrival.seconds + timeout
 
+    def let_end(self, request: Request) -> None:
+        """Ends a request at the next step with what it has, as where its time is over; nothing where it has ended."""
+        if request in self._deadlines:
+            self._deadlines[request] = self._clock()
+
     def cancel(self, request: Request, wants_state: bool = True) -> Remainder | None:
         """Ends a request now, wherever it stands; None where it has ended before.
 

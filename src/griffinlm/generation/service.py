@@ -158,6 +158,12 @@ class GenerationService:
         )
         return self._submit(job, suspended)
 
+    def let_end(self, job: Job) -> None:
+        """Ends a job's answers at the next step with what they have, with finish reason "deadline"."""
+        running = self._running.get(job)
+        for row in () if running is None else running.rows:
+            self._scheduler.let_end(row.request)
+
     def cancel(self, job: Job) -> bool:
         """Ends a job now, without another event for it; False where it had ended or was never submitted."""
         running = self._running.pop(job, None)
@@ -323,9 +329,8 @@ class GenerationService:
     def _note_end(self, row: Row, event: TokenEvent) -> None:
         assert event.finish_reason is not None
         del self._rows[row.request]
-        row.finish_reason, row.error = row.completion.finish(event.finish_reason), event.error
-        if event.error is not None:
-            row.finish_reason = "error"
+        reason = row.completion.finish(event.finish_reason)
+        row.finish_reason, row.error = reason if event.error is None else "error", event.error
         running, remainder = row.running, event.remainder
         if remainder is not None and remainder.state is not None:
             arrays, document = remainder.state, row.document()

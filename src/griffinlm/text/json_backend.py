@@ -20,6 +20,10 @@ BYTE_OF_CHARACTER = {chr(byte): byte for byte in _PRINTABLE_BYTES} | {
 """Byte-level BPE writes every byte as one character: itself where it prints in Latin-1, else one from U+0100 on."""
 
 
+LONG_CHARACTERS = 4096
+"""Texts from here on take milliseconds."""
+
+
 class JsonBackend:
     """A BPE whose tokens are bytes: byte-level, or characters with byte fallback as SentencePiece has it."""
 
@@ -70,11 +74,17 @@ class JsonBackend:
 
     def encode(self, text: str) -> list[int]:
         with _one_line_faults("the tokenizer fails"):
-            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+            ids = self._encoded(text)
         lost = self._missing_bytes and not self._missing_bytes.isdisjoint(text.encode())
         if lost or (self._unknown_id is not None and self._unknown_id in ids):
             raise TokenizerError(f"the tokenizer has no token for some of {in_one_line(repr(text[:60]))}")
         return ids
+
+    def _encoded(self, text: str) -> list[int]:
+        if len(text) < LONG_CHARACTERS:
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
+        # As a batch it is encoded without the interpreter's lock, so that other threads go on.
+        return self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
     def token_bytes(self, token_id: int) -> bytes | None:
         token = self._tokenizer.id_to_token(token_id) if 0 <= token_id < self._vocab_size else None
