@@ -2,8 +2,9 @@
 
     python recipes/quantization_aware_eyas.py DATA WORK --steps 100
 
-DATA holds pretrain/. Two runs of equal steps go on from the bundled model, on the same rows: one in float32, one whose
-forward pass sees int4 weights. WORK gets the runs and `figures.json`; runs go on where they were cut off.
+DATA holds pretrain/. Runs of equal steps go on from the bundled model, on the same rows: one in float32, one whose
+forward pass sees int4 weights, and one that sees them and learns the probabilities of the bundled model itself instead
+of the next token. WORK gets the runs and `figures.json`; runs go on where they were cut off.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from griffinlm.train.pretrain import pretrain
 
 NUM_TRAINING_DOCUMENTS = {"tinystories": 3000, "wiki_simple": 600, "books": 12}
 MAX_DOCUMENT_CHARACTERS = 8000
+GRID = "quantization_aware=int4"
 
 RUN = """
 output = "{output}"
@@ -118,18 +120,19 @@ def main() -> None:
     models = {
         "eyas": find_model("eyas"),
         "trained on in float32": trained(options.work, "float32", options),
-        "trained on under int4": trained(options.work, "int4", options, "quantization_aware=int4"),
+        "trained on under int4": trained(options.work, "int4", options, GRID),
+        "taught by itself under int4": trained(options.work, "taught", options, GRID, f"teacher={find_model('eyas')}"),
     }
     figures = {name: bits_per_byte(model, options.work, texts) for name, model in models.items()}
     (options.work / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    eyas, plain, aware = figures.values()
+    eyas, plain, *aware = figures.values()
     print("| weights | float32 | int4 | int4 over float32 |\n| --- | --- | --- | --- |")
     for name, row in figures.items():
         print(f"| {name} | {row['float32']:.4f} | {row['int4']:.4f} | {row['int4'] / row['float32'] - 1:+.2%} |")
-    loss, left = eyas["int4"] - eyas["float32"], aware["int4"] - eyas["float32"]
-    print(f"loss of int4, bits per byte: {loss:.4f} before, {left:.4f} after, {left / loss:.0%} of it")
-    loss, left = plain["int4"] - plain["float32"], aware["int4"] - plain["float32"]
-    print(f"at equal training: {loss:.4f} without, {left:.4f} with fake quantization, {left / loss:.0%} of it")
+    for base, what in ((eyas, "before"), (plain, "after as many steps in float32")):
+        lost, left = base["int4"] - base["float32"], [row["int4"] - eyas["float32"] for row in aware]
+        shares = ", ".join(f"{one:.4f} ({one / lost:.0%})" for one in left)
+        print(f"int4 loses {lost:.4f} bits per byte {what}; over the bundled model in float32 are left: {shares}")
 
 
 if __name__ == "__main__":

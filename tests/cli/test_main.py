@@ -1,6 +1,7 @@
 """What holds for every command: help without torch, one error line, quiet libraries, UTF-8 in every locale."""
 
 import errno
+import json
 import logging
 import os
 import shlex
@@ -14,6 +15,7 @@ from command_line import assert_one_error
 from griffinlm import GriffinError, __version__
 from griffinlm.cli import info, pull
 from griffinlm.cli.main import COMMANDS
+from griffinlm.cli.output import print_json
 
 GRIFFIN = [sys.executable, "-c", "import sys; from griffinlm.cli.main import main; sys.exit(main())"]
 
@@ -169,3 +171,12 @@ def test_closed_standard_streams_are_no_traceback(tiny_model_directory, command)
     done = subprocess.run(["sh", "-c", f"{shlex.join(GRIFFIN)} {command}"], capture_output=True, text=True, check=False)
     assert done.returncode in (0, 2)
     assert "Traceback" not in done.stderr
+
+
+def test_numbers_that_json_lacks_are_null(capsys):
+    print_json({"a": float("inf"), "b": [float("nan"), 1.5], "c": {"d": -float("inf")}})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
+        "a": None,
+        "b": [None, 1.5],
+        "c": {"d": None},
+    }

@@ -1,12 +1,13 @@
 """Files of tasks are read the same packed or plain, and what is wrong in one is told with file and line."""
 
 import json
+import math
 
 import pytest
 from task_files import NUM_ROWS, made_rows, write_rows
 
 from griffinlm.errors import GriffinError
-from griffinlm.evaluate.tasks import METRICS, TASKS, task_rows
+from griffinlm.evaluate.tasks import METRICS, TASKS, perplexity, task_rows
 
 GOOD = {"query": "is it?", "choices": ["no", "yes"], "gold": 1}
 
@@ -19,6 +20,11 @@ def test_packed_and_plain_files_hold_the_same_rows_with_the_fields_of_the_task(n
     assert packed == task_rows(name, write_rows(tmp_path / "plain", made_rows(), ".jsonl"))
     assert len(packed) == NUM_ROWS - name.startswith("mmlu")
     assert all(row.keys() == TASKS[name].fields.keys() for row in packed)
+
+
+def test_perplexity_is_that_of_the_mean_and_infinite_past_the_largest_float():
+    assert perplexity([-1.0, -3.0]) == pytest.approx(math.e**2)
+    assert perplexity([-2000.0, 0.0]) == math.inf
 
 
 def test_every_metric_is_described():

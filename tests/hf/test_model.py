@@ -236,6 +236,20 @@ def test_a_new_model_has_the_initial_values_of_the_package():
             {"input_ids": torch.ones(1, 3, dtype=torch.int64), "past_key_values": DynamicCache()},
             "past_key_values is a DynamicCache; it must be a GriffinCache",
         ),
+        ({"input_ids": torch.ones(1, 0, dtype=torch.int64)}, "the inputs are [1, 0]; they must be [rows, tokens]"),
+        ({"input_ids": torch.ones(3, dtype=torch.int64)}, "the inputs are [3]; they must be [rows, tokens]"),
+        (
+            {"input_ids": torch.ones(1, 3, dtype=torch.int64), "labels": torch.ones(1, 2, dtype=torch.int64)},
+            "labels are [1, 2]; logits are kept for [1, 3]",
+        ),
+        (
+            {
+                "input_ids": torch.ones(1, 3, dtype=torch.int64),
+                "labels": torch.ones(1, 3, dtype=torch.int64),
+                "logits_to_keep": 1,
+            },
+            "labels are [1, 3]; logits are kept for [1, 1]",
+        ),
     ],
 )
 def test_what_would_have_to_be_ignored_is_refused(arguments: dict, message: str):

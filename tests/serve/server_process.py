@@ -85,4 +85,4 @@ class ServerProcess:
 
 def server_errors(logs: Sequence[dict]) -> list[dict]:
     """What the server should never say: faults of its own."""
-    return [line for line in logs if line["level"] != "info" or (line.get("status") or 0) in (500, 502)]
+    return [line for line in logs if line["level"] == "error" or (line.get("status") or 0) in (500, 502)]

@@ -32,6 +32,10 @@ def endless(client):
     return {**LONG, "response_format": form}
 
 
+def user(text):
+    return {"role": "user", "content": text}
+
+
 def gauges(client):
     text = client.get("/metrics").text
     return {name: float(value) for name, value in re.findall(r"^griffinlm_(\w+) (\S+)$", text, re.MULTILINE)}
@@ -156,8 +160,20 @@ def test_bodies_past_the_limit_are_413_whether_told_or_not(client, server):
     with connect(server) as connection:
         connection.sendall(request_bytes(CHAT, b"", ["expect: 100-continue"]).replace(b": 0\r\n", b": 99999999\r\n"))
         assert status_of(connection) == 413
-    small = b'{"model": "eyas", "prompt": "' + b"x " * (3 << 20) + b'"}'
-    assert client.post("/tokenize", content=small, headers=JSON).status_code == 200
+
+
+def test_texts_past_the_limit_are_400_and_long_ones_stall_nobody(client):
+    for body in ({"prompt": "x" * ((1 << 20) + 1)}, {"messages": [{"role": "user", "content": "x" * (1 << 18)}] * 5}):
+        response = client.post("/tokenize", json=body)
+        assert response.status_code == 400
+        assert "at most 1048576" in response.json()["error"]["message"]
+    with ThreadPoolExecutor(1) as pool:
+        long = pool.submit(client.post, "/tokenize", json={"prompt": "x " * (1 << 18)})
+        num_others = 0
+        while not long.done():
+            num_others += client.get("/health").status_code == 200
+    assert long.result().status_code == 200
+    assert num_others > 5, "the server was held up"
 
 
 @pytest.mark.parametrize(
@@ -259,6 +275,22 @@ class TestKeys:
             assert answer.choices[0].finish_reason
 
 
+def test_where_no_state_has_room_conversations_are_read_again(keyed):
+    def say(**fields):
+        body = {"model": "eyas", "max_output_tokens": 8, "temperature": 0, **fields}
+        return client.post("/v1/responses", json=body).json()
+
+    with keyed.client("first-secret-key") as client:
+        first = say(input="Who are you?")
+        for number in range(10):
+            say(input=f"Something else {number} " + "that takes room " * 40)
+        text = first["output"][0]["content"][0]["text"]
+        by_id = say(input="Why?", previous_response_id=first["id"])
+        whole = say(input=[user("Who are you?"), {"role": "assistant", "content": text}, user("Why?")])
+        assert by_id["output"][0]["content"] == whole["output"][0]["content"]
+        assert by_id["usage"]["input_tokens"] == whole["usage"]["input_tokens"]
+
+
 def test_sigterm_finishes_what_runs_refuses_what_comes_and_exits_0():
     process = ServerProcess("--drain-seconds", "60")
     body = {"model": "eyas", "messages": QUESTION, "max_tokens": 400, "stream": True, "response_format": None}
@@ -275,6 +307,38 @@ def test_sigterm_finishes_what_runs_refuses_what_comes_and_exits_0():
     assert process.wait() == 0
     assert server_errors(process.logs) == []
     assert any(line.get("status") == 503 for line in process.logs)
+
+
+def test_sigterm_ends_long_answers_with_what_they_have_and_they_go_on_later(endless, tmp_path):
+    arguments = ("--drain-seconds", "0", "--state-dir", tmp_path)
+    process = ServerProcess(*arguments)
+    form = {
+        "format": {"type": "json_schema", "name": "x", "schema": endless["response_format"]["json_schema"]["schema"]}
+    }
+    body = {"model": "eyas", "input": "Count.", "max_output_tokens": 20000, "stream": True, "text": form}
+    with process.client() as client, client.stream("POST", "/v1/responses", json=body) as response:
+        lines = response.iter_lines()
+        next(line for line in lines if "output_text.delta" in line)
+        process.signal(signal.SIGTERM)
+        last = json.loads([line for line in lines if line.startswith("data: ")][-1][6:])
+    assert process.wait() == 0
+    assert server_errors(process.logs) == []
+    assert last["type"] == "response.incomplete"
+    assert last["response"]["incomplete_details"] == {"reason": "deadline"}
+    again = ServerProcess(*arguments)
+    with again.client() as client:
+        told = client.get(f"/v1/responses/{last['response']['id']}").json()
+        assert told == last["response"]
+        options = {"model": "eyas", "max_output_tokens": 5, "temperature": 0}
+        said = told["output"][0]["content"][0]["text"]
+        messages = [("user", "Count."), ("assistant", said), ("user", "Go on.")]
+        whole = [{"role": role, "content": content} for role, content in messages]
+        answers = [
+            client.post("/v1/responses", json={**options, **fields}).json()["output"][0]["content"][0]["text"]
+            for fields in ({"input": "Go on.", "previous_response_id": told["id"]}, {"input": whole})
+        ]
+    assert answers[0] == answers[1]
+    assert again.stop() == 0
 
 
 def is_refused(client):

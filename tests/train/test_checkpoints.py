@@ -77,6 +77,7 @@ def test_what_a_killed_writer_left_goes_when_a_later_step_is_written(run):
         ('{"format_version": 2, "files": {}}', "has format_version 2"),
         ('{"format_version": 1, "files": {"gone": "00"}}', "is damaged: gone differs"),
         ('{"format_version": 1, "files": 5}', "cannot be read"),
+        ("[" * 100_000, "cannot be read"),
     ],
 )
 def test_a_damaged_manifest_is_refused(tmp_path, text, told):

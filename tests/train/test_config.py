@@ -42,6 +42,17 @@ def test_steps_and_tokens_are_those_of_all_stages(run):
         (["schedule.warm_up_steps=7"], "schedule.warm_up_steps and decay_steps are more than the 6 steps"),
         (["model.directory=x"], "model.directory is given with other fields"),
         (["schedule=cosine"], "schedule is 'cosine'; it must be a table"),
+        (["model={directory = 5}"], "model.directory is 5; it must be a path as text"),
+        (
+            ["batch_rows=1099511627776", "stages.0.steps=1099511627776"],
+            "all stages have 1,208,925,819,616,828,197,961,728",
+        ),
+        (['output="a\\u0000b"'], "output is 'a\\x00b'; no path has a NUL in it"),
+        (["batch_rows=4\nseed=1"], "batch_rows is '4\\nseed=1'; it must be a whole number"),
+        (["data.row_tokens=16777217"], "data.row_tokens is 16777217; it must be 2 to 16,777,216"),
+        ([f"optimizer.learning_rate=1{'0' * 400}"], "optimizer.learning_rate is an integer of 1,329 bits; it must be"),
+        ([f"batch_rows=1{'0' * 5000}"], "batch_rows is '10000"),
+        ([f"batch_rows=0x1{'0' * 5000}"], "batch_rows is an integer of 20,001 bits; it must be 1 to"),
     ],
 )
 def test_a_run_that_cannot_be_is_refused_with_the_entry(run, changes, told):

@@ -20,11 +20,17 @@ def test_time_is_all_operations_over_what_the_devices_reach():
 
 
 def test_a_run_is_read_as_it_will_train(run, run_file):
-    plan = read_plan(str(run_file))
+    plan = read_plan(str(run_file), 1)
     assert plan.model.vocab_size == 288
     assert (plan.row_tokens, plan.rows, plan.tokens) == (24, 8, run().num_steps * run().step_tokens)
     found = estimate(plan, "a100", 2)
     assert found.kept == training_memory(plan.model, 8, 24, "float32", 2, False, 2048)
+
+
+def test_a_step_of_a_run_is_divided_among_the_devices(run_file):
+    assert read_plan(str(run_file), 4).rows == 2
+    with pytest.raises(TrainError, match="batch_rows is 8; it must be a multiple of"):
+        read_plan(str(run_file), 3)
 
 
 def test_a_model_directory_and_a_preset_are_plans_without_tokens(tiny_model_directory):

@@ -10,6 +10,8 @@ import torch
 
 pytest.importorskip("transformers", reason="needs the extra train")
 
+from transformers import Trainer
+
 import griffinlm
 from griffinlm import GriffinError
 from griffinlm.checkpoint import open_checkpoint
@@ -189,3 +191,20 @@ def test_a_damaged_checkpoint_is_refused_and_named(finished):
         pretrain(finished)
     shutil.rmtree(finished.output / "checkpoints" / "step-6")
     pretrain(finished)
+
+
+@pytest.mark.parametrize("found", [[], 5, None, {}])
+def test_a_manifest_that_names_no_run_is_refused(finished, found):
+    shutil.rmtree(finished.output / "model")
+    path = finished.output / "checkpoints" / "step-6" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "run": found}))
+    with pytest.raises(TrainError, match="belongs to a run with another model"):
+        pretrain(finished)
+
+
+def test_a_gradient_that_is_no_number_ends_the_run_before_it_is_saved(run, monkeypatch):
+    monkeypatch.setattr(Trainer, "_clip_grad_norm", lambda self, model: torch.tensor(float("inf")))
+    config = run("log_every_steps=1000", "checkpoints.every_steps=1")
+    with pytest.raises(TrainError, match="the norm of the gradient is inf at step 1"):
+        pretrain(config)
+    assert not (config.output / "checkpoints").exists()

@@ -1,6 +1,7 @@
 """Tuning on conversations: TRL's loss is the one computed by hand, and what is saved computes what was trained."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,16 @@ def test_resumed_equals_uninterrupted(run: Tuned):
     tensors = [read_low_rank(one.result, open_checkpoint(config.model).config).terms for one in (whole, resumed)]
     for name, term in tensors[0].items():
         assert np.array_equal(term.up, tensors[1][name].up), name
+
+
+def test_resumed_under_fake_quantization_equals_uninterrupted(run: Tuned):
+    changes = ("quantization_aware=int4", "checkpoints.every_steps=3")
+    whole = tune(run(*changes, output="whole"))
+    cut = run(*changes, output="cut")
+    shutil.copytree(whole.result.parent / "checkpoints" / "checkpoint-3", cut.output / "checkpoints" / "checkpoint-3")
+    weights, others = (dict(open_checkpoint(one.result).tensors()) for one in (whole, tune(cut)))
+    for name, values in weights.items():
+        assert np.array_equal(others[name], values), name
 
 
 def test_accumulation_row_by_row_equals_all_rows_at_once(run: Tuned):

@@ -91,7 +91,10 @@ def test_a_change_that_cannot_be_made_is_refused(tmp_path, change):
         read_toml(path, [change])
 
 
-@pytest.mark.parametrize(("data", "told"), [(b"x = ", "is no TOML"), (b"\xff", "is not UTF-8 at byte 0")])
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [(b"x = ", "is no TOML"), (b"x = 1" + b"0" * 5000, "is no TOML"), (b"\xff", "is not UTF-8 at byte 0")],
+)
 def test_a_damaged_file_is_refused(tmp_path, data, told):
     (tmp_path / "a.toml").write_bytes(data)
     with pytest.raises(TrainError, match=told):

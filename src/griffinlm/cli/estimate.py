@@ -48,7 +48,7 @@ def estimate(
         float, typer.Option("--utilisation", metavar="X", help="Assumed share of the device's peak that is reached.")
     ] = 0.4,
     price: Annotated[
-        float | None, typer.Option("--price", metavar="X", help="Price of a device for an hour.", min=0.0)
+        float | None, typer.Option("--price", metavar="X", help="Price of a device for an hour.", min=0.0, max=1e9)
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -61,7 +61,7 @@ def estimate(
     from griffinlm.train.estimate import estimate as compute
 
     given = {"tokens": None if tokens is None else parse_count(tokens), "rows": batch, "row_tokens": row_tokens}
-    plan = dataclasses.replace(read_plan(run), **{k: v for k, v in given.items() if v is not None})
+    plan = dataclasses.replace(read_plan(run, devices), **{k: v for k, v in given.items() if v is not None})
     found = compute(plan, device, devices, utilisation)
     facts: dict[str, Any] = {
         "run": run,

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import logging
+import math
 import os
 import sys
 import warnings
@@ -59,8 +60,16 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """One object on one line of standard output."""
-    print(json.dumps(value, ensure_ascii=False))
+    """One object on one line of standard output; infinities and NaN, which JSON lacks, are null."""
+    print(json.dumps(_in_json(value), ensure_ascii=False, allow_nan=False))
+
+
+def _in_json(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _in_json(entry) for key, entry in value.items()}
+    return [_in_json(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def discard_output() -> None:

@@ -44,6 +44,9 @@ def serve(
     most_waiting: Annotated[
         int, typer.Option("--max-waiting", metavar="N", help="Answers that may wait for their turn.")
     ] = 64,
+    most_per_key: Annotated[
+        int | None, typer.Option("--max-per-key", metavar="N", help="Answers that one API key may have open.")
+    ] = None,
     request_timeout: Annotated[
         float, typer.Option("--request-timeout", metavar="SECONDS", help="Most that an answer may take.")
     ] = 600.0,
@@ -73,6 +76,7 @@ def serve(
         state_key_file=state_key_file,
         capacity=capacity,
         most_waiting=most_waiting,
+        most_per_key=most_per_key,
         request_timeout_seconds=request_timeout,
         drain_seconds=drain_seconds,
     )

@@ -62,15 +62,21 @@ def sft(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tune a model on conversations: all weights, low-rank terms, a prompt, or the state that it begins from."""
+    """Tune a model on conversations: all weights, low-rank terms, a prompt, or the state that it begins from.
+
+    Several devices: torchrun --no-python --nproc-per-node N griffin train sft --config FILE.
+    """
     from griffinlm.train.tuning_config import read_tuning_config
 
     run = read_tuning_config(config, changes or ())
     try:
         from griffinlm.train.sft import tune
+        from griffinlm.train.sharding import rank
     except ModuleNotFoundError as error:
         raise _missing(error) from error
     outcome = tune(run, _tell_bad_row)
+    if rank() != 0:
+        return
     if as_json:
         print_json({"result": str(outcome.result), "step": outcome.step, "figures": outcome.figures})
     else:

@@ -3,7 +3,8 @@
 Prompts and metrics are those that lm-evaluation-harness has for the same data.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ TASKS: dict[str, TaskDefinition] = {
 METRICS: dict[str, dict[str, Any]] = {
     "acc": {"aggregation": "mean", "higher_is_better": True},
     "acc_norm": {"aggregation": "mean", "higher_is_better": True},
-    "perplexity": {"aggregation": "perplexity", "higher_is_better": False},
+    "perplexity": {"aggregation": lambda values: perplexity(values), "higher_is_better": False},
     "exact_match": {
         "aggregation": "mean",
         "higher_is_better": True,
@@ -114,6 +115,14 @@ METRICS: dict[str, dict[str, Any]] = {
     },
 }
 """Of each metric, what the harness wants to know."""
+
+
+def perplexity(log_probabilities: Sequence[float]) -> float:
+    """exp(-mean), infinite where no float holds it."""
+    try:
+        return math.exp(-math.fsum(log_probabilities) / len(log_probabilities))
+    except OverflowError:
+        return math.inf
 
 
 def require_task(name: str) -> TaskDefinition:

@@ -63,6 +63,9 @@ class GriffinForCausalLM(GriffinPreTrainedModel, GenerationMixin):
 
         Returns:
             float32 `logits` [B, tokens kept, V], and `loss` where there are labels.
+
+        Raises:
+            InputError: as in `GriffinModel.forward`, or labels are not one for each token with logits.
         """
         for_loss = {name: kwargs.pop(name) for name in LOSS_ARGUMENTS if name in kwargs}
         outputs = self.model(
@@ -82,6 +85,9 @@ class GriffinForCausalLM(GriffinPreTrainedModel, GenerationMixin):
             logits = torch.tanh(logits / cap) * cap
         loss = None
         if labels is not None or for_loss.get("shift_labels") is not None:
+            for given in (labels, for_loss.get("shift_labels")):
+                if given is not None and given.shape != logits.shape[:2]:
+                    raise InputError(f"labels are {list(given.shape)}; logits are kept for {list(logits.shape[:2])}")
             labels = None if labels is None else predictable(labels, attention_mask, position_ids)
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **for_loss)
         return CausalLMOutputWithPast(

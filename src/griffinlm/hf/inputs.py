@@ -49,6 +49,10 @@ def positions_of(
         InputError: a shape does not fit.
         ExecutorError: a position neither starts a document nor continues one.
     """
+    if embeddings.dim() != 3 or not embeddings.shape[1]:
+        raise InputError(
+            f"the inputs are {list(embeddings.shape[:-1])}; they must be [rows, tokens], one token at least"
+        )
     num_rows, num_new = embeddings.shape[:2]
     num_columns = num_new + (0 if cache is None else cache.num_columns)
     real = None

@@ -22,7 +22,7 @@ from griffinlm.serve import (
     tokens,
 )
 from griffinlm.serve.errors import ApiError, AsciiJSONResponse, as_api_error, error_response
-from griffinlm.serve.guard import Guard
+from griffinlm.serve.guard import CLIENT_GONE, ClientGoneError, Guard
 from griffinlm.serve.keys import ApiKeys
 from griffinlm.serve.page import page_files, page_router
 from griffinlm.serve.served import Served
@@ -62,6 +62,7 @@ def create_app(served: Served, keys: ApiKeys | None) -> tuple[Guard, FastAPI]:
     app.add_exception_handler(ApiError, _on_fault)
     app.add_exception_handler(GriffinError, _on_fault)
     app.add_exception_handler(RecursionError, _on_too_deep)
+    app.add_exception_handler(ClientGoneError, _on_gone)
     return app.state.guard, app
 
 
@@ -81,6 +82,10 @@ async def _on_http(_: Request, error: Exception) -> Response:
 
 async def _on_too_deep(_: Request, __: Exception) -> Response:
     return error_response(ApiError(400, TOO_DEEP, code="invalid_json"))
+
+
+async def _on_gone(_: Request, __: Exception) -> Response:
+    return Response(status_code=CLIENT_GONE)
 
 
 async def _on_invalid(_: Request, error: Exception) -> Response:

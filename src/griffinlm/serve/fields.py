@@ -1,8 +1,9 @@
 """What requests have in common: sampling, messages, and the fields that are taken without effect."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from griffinlm.generation.answering import GenerationOptions, Options
 from griffinlm.serve.errors import ApiError
@@ -13,6 +14,8 @@ MOST_STOPS = 16
 MOST_STOP_CHARACTERS = 1000
 MOST_BIASES = 1024
 MOST_MESSAGES = 10_000
+MOST_CHARACTERS = 1 << 20
+"""Of all texts of a request; cutting them into tokens takes seconds."""
 
 
 class Strict(BaseModel):
@@ -79,6 +82,25 @@ class InertFields(Strict):
     prompt_cache_options: dict[str, Any] | None = None
 
 
+def bounded(said: Any) -> Any:
+    """Refuses texts that would take long to be cut into tokens, by what they have together."""
+    num_characters = sum(len(text) for text in _texts(said))
+    if num_characters > MOST_CHARACTERS:
+        raise ValueError(f"{num_characters} characters are too many; at most {MOST_CHARACTERS} are read at once")
+    return said
+
+
+def _texts(said: Any) -> Iterator[str]:
+    match said:
+        case str():
+            yield said
+        case list():
+            for one in said:
+                yield from _texts(one)
+        case BaseModel():
+            yield from _texts(getattr(said, "content", None) or getattr(said, "text", None))
+
+
 class TextPart(Strict):
     """A piece of a message."""
 
@@ -105,7 +127,7 @@ class ChatMessage(Strict):
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
-Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MOST_MESSAGES)]
+Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MOST_MESSAGES), AfterValidator(bounded)]
 
 
 class JsonSchema(Strict):

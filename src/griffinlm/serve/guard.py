@@ -20,6 +20,10 @@ Send = Callable[[Message], Awaitable[None]]
 
 UPLOADS = frozenset({"/v1/states/upload"})
 """Paths whose bodies may be as large as an upload."""
+CLIENT_GONE = 499
+"""The status in the logs where nobody was left to be answered."""
+BODY_SECONDS = 120.0
+"""For a whole body, however large."""
 WRITE_SECONDS = 30.0
 """For how long a client may take nothing of what is sent to it."""
 
@@ -51,7 +55,7 @@ class Guard:
         except ApiError as error:
             await exchange.refuse(error)
         except (ClientGoneError, ClientDisconnect):
-            exchange.status = exchange.status or 499
+            exchange.status = exchange.status or CLIENT_GONE
         except Exception as error:
             log_fault("a request failed", error)
             if exchange.status is not None:
@@ -123,6 +127,13 @@ class _Exchange:
         told = self.header(b"content-length")
         if told is not None and told.isascii() and told.isdigit() and int(told[:20]) > largest_bytes:
             raise _too_large(largest_bytes)
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                return await self._read_body(largest_bytes, idle_seconds)
+        except TimeoutError:
+            raise ApiError(408, f"the body did not come within {BODY_SECONDS:g} s", code="timeout") from None
+
+    async def _read_body(self, largest_bytes: int, idle_seconds: float) -> bytes:
         parts, num_bytes, is_more = [], 0, True
         while is_more:
             try:

@@ -76,6 +76,7 @@ def _make_key(path: Path) -> None:
         return
     fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_hex(STATE_KEY_BYTES) + "\n")
             file.flush()

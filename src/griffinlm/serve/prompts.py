@@ -2,23 +2,25 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from griffinlm.serve.errors import ApiError
+from griffinlm.serve.fields import bounded
 from griffinlm.text import Tokenizer
 
 MOST_PROMPTS = 2048
 
 Tokens = Annotated[list[int], Field(min_length=1)]
-Prompts = (
+Given = (
     str
     | Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS)]
     | Tokens
     | Annotated[list[Tokens], Field(min_length=1, max_length=MOST_PROMPTS)]
 )
+Prompts = Annotated[Given, AfterValidator(bounded)]
 
 
-def read_prompts(tokenizer: Tokenizer, given: Prompts, has_begin: bool) -> list[list[int]]:
+def read_prompts(tokenizer: Tokenizer, given: Given, has_begin: bool) -> list[list[int]]:
     """The ids of each prompt: texts with BOS in front where there is one and it is wanted, tokens as they are.
 
     Raises:

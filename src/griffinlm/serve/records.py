@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -67,11 +68,14 @@ class Records:
         self._model = json.dumps(asdict(fingerprint))
         path = ":memory:" if directory is None else str(directory / FILE)
         try:
+            if directory is not None:
+                # SQLite gives the files beside this one its mode.
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
             self._database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = FULL")
             self._database.executescript(TABLE)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise ServeError(f"{path} cannot be used: {error}") from error
 
     def close(self) -> None:

@@ -44,7 +44,10 @@ class Reply:
             await self._start_whole()
 
     async def events(self) -> AsyncIterator[Piece | End]:
-        """Pieces, then the end; the first state may be gone, and then all is read anew."""
+        """Pieces, then the end; the first state may be gone, and then all is read anew.
+
+        An answer whose time is over ends with what it has, to be gone on from.
+        """
         async for told in self.answers:
             is_gone = isinstance(told, End) and isinstance(told.error, StateNotFoundError | DamagedStateError)
             if is_gone and not self._is_whole:
@@ -55,7 +58,8 @@ class Reply:
             if isinstance(told, End):
                 if told.error is not None:
                     raise told.error
-                require_time([told])
+                if self.options is None:
+                    require_time([told])
             yield told
 
     def leave(self) -> None:

@@ -6,7 +6,7 @@ from secrets import token_hex
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Response
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from griffinlm.generation.answering import Options
 from griffinlm.generation.job import End, Piece
@@ -20,6 +20,7 @@ from griffinlm.serve.fields import (
     SamplingFields,
     Strict,
     TextFormat,
+    bounded,
     checked_options,
 )
 from griffinlm.serve.records import Message
@@ -29,6 +30,9 @@ from griffinlm.serve.shapes import token_tables
 from griffinlm.serve.stream import EventStream, event, while_connected
 
 LOG_PROBABILITIES = "message.output_text.logprobs"
+
+INCOMPLETE = {"length": "max_output_tokens", "deadline": "deadline"}
+"""Why an answer is not complete, by its finish reason."""
 
 router = APIRouter()
 
@@ -84,8 +88,10 @@ class ResponseRequest(SamplingFields, InertFields):
     """Input to be answered."""
 
     model: str
-    input: str | Annotated[list[InputMessage], Field(min_length=1, max_length=MOST_MESSAGES)]
-    instructions: str | None = None
+    input: Annotated[
+        str | Annotated[list[InputMessage], Field(min_length=1, max_length=MOST_MESSAGES)], AfterValidator(bounded)
+    ]
+    instructions: Annotated[str, AfterValidator(bounded)] | None = None
     previous_response_id: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     text: TextField | None = None
@@ -225,7 +231,7 @@ class _Answer:
             "status": status,
             "background": False,
             "error": None,
-            "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
+            "incomplete_details": {"reason": INCOMPLETE[end.finish_reason]} if end and status == "incomplete" else None,
             "instructions": body.instructions,
             "max_output_tokens": body.max_output_tokens,
             "model": body.model,

@@ -24,7 +24,8 @@ from griffinlm.serve.turns import Turns
 from griffinlm.serve.worker import Worker
 from griffinlm.state import state_layout
 
-DRAIN_TICK_SECONDS = 0.05
+LAST_SECONDS = 10
+"""For answers to be told that they end here."""
 LONGEST_HEAD_BYTES = 64 << 10
 BACKLOG = 2048
 
@@ -40,7 +41,7 @@ def serve(model: LanguageModel, name: str, settings: Settings) -> None:
     served = build(model, name, settings)
     guard, _ = create_app(served, keys)
     start_logs()
-    server = _Server(guard, settings)
+    server = _Server(guard, served)
     log_event("listening", host=settings.host, port=listener.getsockname()[1], model=name)
     server.run(sockets=[listener])
     log_event("ended")
@@ -55,6 +56,7 @@ def build(model: LanguageModel, name: str, settings: Settings) -> Served:
     layout = state_layout(model.config, 1, settings.capacity, model.window_dtype, model.precision)
     plan = plan_memory(settings.memory_budget_bytes, sum(spec.nbytes for spec in layout.values()))
     directory = settings.state_directory
+    key = state_key(settings.state_key_file, directory)
     store = StateStore(
         model,
         directory,
@@ -73,11 +75,11 @@ def build(model: LanguageModel, name: str, settings: Settings) -> Served:
         name,
         model,
         settings,
-        Worker(service),
+        Worker(service, settings.most_per_key),
         store,
         Records(directory, model.identity.fingerprint),
         Turns(model.tokenizer),
-        state_key(settings.state_key_file, directory),
+        key,
     )
 
 
@@ -97,7 +99,7 @@ def _listener(host: str, port: int) -> socket.socket:
 class _Server(uvicorn.Server):
     """Ends in good order: at the first signal new work is refused, and the last answer ends the server."""
 
-    def __init__(self, guard: Guard, settings: Settings) -> None:
+    def __init__(self, guard: Guard, served: Served) -> None:
         super().__init__(
             uvicorn.Config(
                 guard,
@@ -107,12 +109,13 @@ class _Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                timeout_keep_alive=round(settings.idle_seconds),
-                timeout_graceful_shutdown=5,
+                timeout_keep_alive=round(served.settings.idle_seconds),
+                timeout_graceful_shutdown=LAST_SECONDS,
                 h11_max_incomplete_event_size=LONGEST_HEAD_BYTES,
             )
         )
-        self._guard, self._settings = guard, settings
+        self._guard, self._served = guard, served
+        self._drain_end: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._guard.is_draining:
@@ -125,10 +128,15 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def _drained(self) -> bool:
-        if not hasattr(self, "_drain_end"):
+        """Whether nobody waits any more; answers that take too long end with what they have."""
+        now = asyncio.get_running_loop().time()
+        if self._drain_end is None:
             log_event("draining", open=self._guard.num_open)
-            self._drain_end = asyncio.get_running_loop().time() + self._settings.drain_seconds
-        return self._guard.num_open == 0 or asyncio.get_running_loop().time() >= self._drain_end
+            self._drain_end = now + self._served.settings.drain_seconds
+        is_late = now >= self._drain_end
+        if is_late:
+            self._served.worker.let_end()
+        return self._guard.num_open == 0 or is_late
 
 
 class _Protocol(H11Protocol):

@@ -22,6 +22,8 @@ from griffinlm.serve.turns import Turns
 from griffinlm.serve.worker import Answers, Worker
 from griffinlm.text import Tokenizer
 
+TEXT_THREADS = 4
+
 R = TypeVar("R")
 
 
@@ -39,7 +41,7 @@ class Served:
     state_key: bytes
     """What states that leave are signed with."""
     created: int = field(default_factory=lambda: int(time.time()))
-    _texts: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "griffinlm-text"))
+    _texts: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(TEXT_THREADS, "griffinlm-text"))
     _records: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "griffinlm-records"))
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -149,9 +151,9 @@ async def _ends_of(answers: Answers) -> list[End]:
 
 
 def require_time(ends: Sequence[End]) -> None:
-    """Refuses answers that were cut by the time limit."""
+    """Refuses answers that were cut short."""
     if any(end.finish_reason == "deadline" for end in ends):
-        raise ApiError(408, "the request took longer than this server allows", code="timeout")
+        raise ApiError(408, "the answer was cut short: it took too long, or the server is about to end", code="timeout")
 
 
 def _asker(request: Request) -> Asker:

@@ -30,6 +30,8 @@ class Settings:
     """Tokens of a conversation with a model that has global attention; the others take none."""
     most_waiting: int = 64
     """Answers that may wait for a slot."""
+    most_per_key: int | None = None
+    """Answers that one key may have open; None is no limit of its own."""
     default_max_tokens: int = 1024
     """Of an answer where the request does not say."""
     request_timeout_seconds: float = 600.0
@@ -48,8 +50,9 @@ class Settings:
         for name in ("most_waiting", "request_timeout_seconds", "idle_seconds", "drain_seconds"):
             if not 0 <= getattr(self, name) < 1e9:
                 raise ServeError(f"{name} is {getattr(self, name)}; it must be 0 or above")
-        if not self.default_max_tokens >= 1:
-            raise ServeError(f"default_max_tokens is {self.default_max_tokens}; it must be 1 or above")
+        for name in ("default_max_tokens", "most_per_key"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ServeError(f"{name} is {getattr(self, name)}; it must be 1 or above")
         if not is_loopback(self.host) and self.api_key_file is None:
             raise ServeError(
                 f"host is {self.host}, which others can reach; without API keys the server is for this machine only",

@@ -3,10 +3,10 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Response
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from griffinlm.serve.errors import ApiError, AsciiJSONResponse
-from griffinlm.serve.fields import Messages, Strict
+from griffinlm.serve.fields import Messages, Strict, bounded
 from griffinlm.serve.served import AskerDependency
 
 router = APIRouter()
@@ -16,7 +16,7 @@ class TokenizeRequest(Strict):
     """A text, or messages as the chat template writes them."""
 
     model: str | None = None
-    prompt: str | None = None
+    prompt: Annotated[str, AfterValidator(bounded)] | None = None
     messages: Messages | None = None
     add_special_tokens: bool | None = None
     """Whether a text gets its begin token, as it does in completions."""

@@ -9,12 +9,14 @@ from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 from griffinlm.generation.job import End, Event, Job
+from griffinlm.generation.queue import QueueFullError
 from griffinlm.generation.service import GenerationService
 from griffinlm.serve.errors import ApiError
 from griffinlm.serve.logs import log_fault
 
 STORE_WAIT_SECONDS = 0.002
 """How long the thread waits for the store alone before it looks for new calls."""
+STOPPED = "the server has stopped computing"
 MOST_EVENTS_WAITING = 4096
 """Told to a client that does not read them; then it is too slow."""
 
@@ -73,10 +75,14 @@ class Answers:
 
 
 class Worker:
-    """Runs a service on a thread of its own. Everything else here belongs to the event loop, and never waits for it."""
+    """Runs a service on a thread of its own. Everything else here belongs to the event loop, and never waits for it.
 
-    def __init__(self, service: GenerationService) -> None:
-        self.service = service
+    Args:
+        most_per_tenant: answers that one tenant may have open; None is no limit of its own.
+    """
+
+    def __init__(self, service: GenerationService, most_per_tenant: int | None = None) -> None:
+        self.service, self._most_per_tenant = service, most_per_tenant
         self.has_failed = False
         self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._answers: dict[Job, Answers] = {}
@@ -106,12 +112,12 @@ class Worker:
             if not future.set_running_or_notify_cancel():
                 return
             try:
+                if self.has_failed:
+                    raise ApiError(503, STOPPED, code="unavailable")
                 future.set_result(function())
             except Exception as error:
                 future.set_exception(error)
 
-        if self.has_failed:
-            raise ApiError(503, "the server has stopped computing", code="unavailable")
         self._calls.put(run)
         return await asyncio.wrap_future(future)
 
@@ -120,10 +126,12 @@ class Worker:
 
         Raises:
             GriffinError: the service refuses it.
+            QueueFullError: too many answers wait, or the tenant has too many open.
         """
         answers = Answers(job, self._forget)
 
         def submit() -> None:
+            self._require_share(job)
             self.service.submit(job)
             self._answers[job], self._num_to_end[job] = answers, job.num_answers
 
@@ -139,11 +147,30 @@ class Worker:
 
         def cancel() -> None:
             if self._answers.pop(answers.job, None) is not None:
+                del self._num_to_end[answers.job]
                 self.service.cancel(answers.job)
 
         self._calls.put(cancel)
 
+    def let_end(self) -> None:
+        """Ends all answers with what they have."""
+
+        def end() -> None:
+            for job in self._answers:
+                self.service.let_end(job)
+
+        self._calls.put(end)
+
     # On the thread.
+
+    def _require_share(self, job: Job) -> None:
+        most = self._most_per_tenant
+        num_open = sum(other.num_answers for other in self._answers if other.tenant == job.tenant)
+        if most is not None and num_open + job.num_answers > most:
+            message = (
+                f"{num_open} answers are open for this key, {job.num_answers} more asked for; at most {most} may be"
+            )
+            raise QueueFullError(message, self.service.expected_seconds())
 
     def _run(self) -> None:
         try:
@@ -156,8 +183,10 @@ class Worker:
             log_fault("the service's thread ended", error)
             self.has_failed = True
             self._tell(self._fail, list(self._answers.values()))
-        finally:
-            self.service.close()
+            self._answers.clear()
+        while not self._stopping:
+            self._calls.get()()
+        self.service.close()
 
     def _take_calls(self) -> None:
         """Those that wait; the first is waited for where the service has nothing to do."""
@@ -190,4 +219,4 @@ class Worker:
 
     def _fail(self, unfinished: list[Answers]) -> None:
         for answers in unfinished:
-            answers.fail(ApiError(500, "the server has stopped computing", code="internal_error"))
+            answers.fail(ApiError(500, STOPPED, code="internal_error"))

@@ -128,7 +128,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
         version, files = manifest["format_version"], dict(manifest["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise TrainError(f"{path / MANIFEST} cannot be read: {describe(error)}") from error
     if version != FORMAT_VERSION:
         raise TrainError(f"{path} has format_version {version!r}; this version of griffinlm reads {FORMAT_VERSION}")

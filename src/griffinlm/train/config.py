@@ -7,10 +7,13 @@ from typing import Annotated, Any, Literal
 
 from griffinlm.config import ConfigError, ModelConfig
 from griffinlm.train.errors import TrainError
-from griffinlm.train.table import Range, read_table, read_toml, shown
+from griffinlm.train.table import Range, read_table, read_toml, read_value, shown
 
 Count = Annotated[int, Range(1, 2**40)]
 Share = Annotated[float, Range(0.0, 1.0)]
+
+MOST_ROWS = 2**53
+"""Of a run; up to here a float holds every number of rows, and so does the share of a source."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,8 @@ class PretrainConfig:
     """Recompute every block in the backward pass instead of keeping its activations."""
     quantization_aware: str | None = None
     """Train under fake quantization: `int4`, `int8` or a format, as `griffin quantize` will store the weights."""
+    teacher: Path | None = None
+    """Directory of a model of the same vocabulary whose probabilities are learned instead of the next token."""
     loss_chunk_tokens: Count = 2048
     """Tokens whose logits are held at once."""
     deterministic: bool = False
@@ -136,6 +141,20 @@ class PretrainConfig:
     def step_tokens(self) -> int:
         """Tokens that an optimizer step reads."""
         return self.batch_rows * self.data.row_tokens
+
+    def rows_on_each(self, num_devices: int) -> int:
+        """Rows that each of some devices reads at once.
+
+        Raises:
+            TrainError: a step's rows do not divide over the devices.
+        """
+        rows = self.rows_per_device or self.batch_rows // num_devices
+        if not rows or self.batch_rows % (rows * num_devices):
+            raise TrainError(
+                f"batch_rows is {self.batch_rows}; it must be a multiple of rows_per_device ({rows}) "
+                f"times the {num_devices} processes"
+            )
+        return rows
 
 
 def read_pretrain_config(path: Path, changes: Sequence[str] = ()) -> PretrainConfig:
@@ -184,10 +203,15 @@ def _with_paths_from(config: PretrainConfig, folder: Path) -> PretrainConfig:
         for name, source in config.sources.items()
     }
     model = config.model
-    if isinstance(model.get("directory"), str):
-        model = {**model, "directory": str(folder / model["directory"])}
+    if "directory" in model:
+        model = {**model, "directory": str(folder / read_value(Path, model["directory"], "model.directory"))}
     return replace(
-        config, output=folder / config.output, tokenizer=folder / config.tokenizer, sources=sources, model=model
+        config,
+        output=folder / config.output,
+        tokenizer=folder / config.tokenizer,
+        sources=sources,
+        model=model,
+        teacher=None if config.teacher is None else folder / config.teacher,
     )
 
 
@@ -211,6 +235,8 @@ def _checked(config: PretrainConfig) -> PretrainConfig:
     unused = [name for name in config.sources if not any(stage.mixture.get(name) for stage in config.stages)]
     if unused:
         raise TrainError(f"source {', '.join(unused)} has a weight in no stage")
+    if config.num_steps * config.batch_rows > MOST_ROWS:
+        raise TrainError(f"all stages have {config.num_steps * config.batch_rows:,} rows; most are {MOST_ROWS:,}")
     if config.rows_per_device is not None and config.batch_rows % config.rows_per_device:
         raise TrainError(
             f"batch_rows is {config.batch_rows}; it must be a multiple of rows_per_device ({config.rows_per_device})"

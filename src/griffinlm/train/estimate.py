@@ -63,11 +63,13 @@ class Estimate:
     recomputed_seconds: float | None
 
 
-def read_plan(name: str) -> Plan:
+def read_plan(name: str, num_devices: int = 1) -> Plan:
     """The plan of a preset, a run's TOML file, or a model directory.
 
+    A run that does not say how many rows a device reads at once divides a step's rows among the devices.
+
     Raises:
-        GriffinError: it is none of these, or the file describes no run.
+        GriffinError: it is none of these, the file describes no run, or its rows do not divide over the devices.
     """
     if name in PRESETS:
         return Plan(PRESETS[name])
@@ -83,8 +85,7 @@ def read_plan(name: str) -> Plan:
     directory = run.model.get("directory")
     model = model_config(run.model) if directory is None else read_config_file(Path(directory) / "config.json").config
     tokens = run.num_steps * run.step_tokens
-    rows = run.rows_per_device or run.batch_rows
-    return Plan(model, run.data.row_tokens, rows, tokens, run.precision, run.loss_chunk_tokens)
+    return Plan(model, run.data.row_tokens, run.rows_on_each(num_devices), tokens, run.precision, run.loss_chunk_tokens)
 
 
 def estimate(plan: Plan, device: str, num_devices: int, utilisation: float = DEFAULT_UTILISATION) -> Estimate:

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from griffinlm.checkpoint import initial_tensors, open_checkpoint, write_checkpoint
 from griffinlm.checkpoint.new_directory import require_free
 from griffinlm.config import ModelConfig
 from griffinlm.evaluate.documents import DocumentError
+from griffinlm.model import Griffin
 from griffinlm.quantization import recipe_of
 from griffinlm.text import Tokenizer
 from griffinlm.train.checkpoints import Checkpoints, read_manifest
@@ -19,6 +21,7 @@ from griffinlm.train.config import PretrainConfig, model_config
 from griffinlm.train.data.mixture import Mixture, TrainingRows
 from griffinlm.train.data.pack import PackOptions, identity, pack
 from griffinlm.train.data.token_file import RECORD_FILE, Packed, open_packed
+from griffinlm.train.distillation import Distillation
 from griffinlm.train.errors import TrainError
 from griffinlm.train.held_out import HeldOut
 from griffinlm.train.quantization_aware import leave_on_grid, put_on_grid
@@ -79,6 +82,8 @@ def pretrain(config: PretrainConfig, report: Callable[[DocumentError], None] | N
     barrier()
     objective = build_objective(start.config, start.tensors, config.loss_chunk_tokens, device, config.precision)
     objective.griffin.gradient_checkpointing = config.gradient_checkpointing
+    if config.teacher is not None:
+        objective = Distillation(objective.griffin, _teacher(config, start.config, device), config.loss_chunk_tokens)
     if config.quantization_aware is not None:
         put_on_grid(objective.griffin, start.config, recipe_of(config.quantization_aware))
     held_out = {name: _held_out(config, source) for name, source in packed.items() if source.held_out.num_documents}
@@ -98,6 +103,20 @@ def _start(config: PretrainConfig) -> Start:
     return Start(described, initial_tensors(described, config.seed), f"seed {config.seed}")
 
 
+def _teacher(config: PretrainConfig, model: ModelConfig, device: torch.device) -> Griffin:
+    assert config.teacher is not None
+    if world_size() > 1:
+        raise TrainError(f"teacher is given with {world_size()} processes; one process learns from a teacher")
+    checkpoint = open_checkpoint(config.teacher)
+    if checkpoint.config.vocab_size != model.vocab_size:
+        raise TrainError(
+            f"teacher {config.teacher} has {checkpoint.config.vocab_size} tokens; the model has {model.vocab_size}"
+        )
+    return build_objective(
+        checkpoint.config, checkpoint.tensors(), config.loss_chunk_tokens, device, config.precision
+    ).griffin
+
+
 def _packed(
     config: PretrainConfig, name: str, tokenizer: Tokenizer, report: Callable[[DocumentError], None] | None
 ) -> Packed:
@@ -108,7 +127,7 @@ def _packed(
     if rank() == 0 and not source.packed and not (directory / RECORD_FILE).exists():
         pack(source.files, config.tokenizer, directory, options, data.processes, report)
     barrier()
-    packed = open_packed(directory)
+    packed = open_packed(directory, tokenizer.vocab_size)
     expected = {"tokenizer": tokenizer.digest} if source.packed else identity(source.files, tokenizer, options)
     wrong = [field for field, value in expected.items() if packed.record.get(field) != value]
     if wrong:
@@ -145,6 +164,7 @@ def _facts(config: PretrainConfig, start: Start, tokenizer: Tokenizer, packed: M
         "model": start.config.to_dict(),
         "weights": start.name,
         "tokenizer": tokenizer.digest,
+        "teacher": None if config.teacher is None else open_checkpoint(config.teacher).digest(),
         "sources": {name: source.record for name, source in packed.items()},
         "row_tokens": config.data.row_tokens,
         **{name: list(values[name]) if name == "stages" else values[name] for name in deciding},
@@ -152,8 +172,8 @@ def _facts(config: PretrainConfig, start: Start, tokenizer: Tokenizer, packed: M
 
 
 def _require_same_run(checkpoint: Path, facts: dict[str, Any]) -> None:
-    found = read_manifest(checkpoint).get("run", {})
-    differing = [name for name, value in facts.items() if found.get(name) != value]
+    found = read_manifest(checkpoint).get("run")
+    differing = [name for name, value in facts.items() if not isinstance(found, dict) or found.get(name) != value]
     if differing:
         raise TrainError(
             f"{checkpoint} belongs to a run with another {', another '.join(differing)}",

@@ -14,7 +14,8 @@ from griffinlm.quantization.recipe import matrix_shape
 from griffinlm.quantization.scales import Grid, grid_of
 from griffinlm.train.errors import TrainError
 
-WEIGHT = "weight"
+WEIGHT, ORIGINAL = "weight", "parametrizations.weight.original"
+"""What a parameter is called, and where torch's parametrizations keep it."""
 VALUES_A_CHUNK_OF_A_GPU = 1 << 25
 
 
@@ -93,6 +94,8 @@ class FakeQuantized(nn.Module):
 def put_on_grid(model: nn.Module, config: ModelConfig, recipe: Recipe) -> None:
     """Makes every matrix that `recipe` quantizes be read as its fake-quantized self; the parameters stay the same ones.
 
+    State dicts keep their names, and hold the parameters as they are trained.
+
     Args:
         model: a `Griffin`, or a model of the transformers face, whose head has the embedding's weight.
 
@@ -112,6 +115,18 @@ def put_on_grid(model: nn.Module, config: ModelConfig, recipe: Recipe) -> None:
             raise TrainError(f"{name} is {dtype}; weights are trained on an integer grid in float32 only")
         for module in [m for m in model.modules() if m._parameters.get(WEIGHT) is parameter]:
             parametrize.register_parametrization(module, WEIGHT, FakeQuantized(format))
+            module.register_state_dict_post_hook(_save_as_weight)
+            module.register_load_state_dict_pre_hook(_load_from_weight)
+
+
+def _save_as_weight(module: nn.Module, weights: dict[str, Tensor], prefix: str, metadata: Any) -> None:
+    if prefix + ORIGINAL in weights:
+        weights[prefix + WEIGHT] = weights.pop(prefix + ORIGINAL)
+
+
+def _load_from_weight(module: nn.Module, weights: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    if parametrize.is_parametrized(module, WEIGHT) and prefix + WEIGHT in weights:
+        weights[prefix + ORIGINAL] = weights.pop(prefix + WEIGHT)
 
 
 def leave_on_grid(model: nn.Module) -> None:

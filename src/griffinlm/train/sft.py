@@ -1,6 +1,7 @@
 """Instruction tuning by TRL's trainer: from a configuration to a model, an adapter or a tuned state."""
 
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from datasets import Dataset, disable_progress_bars
 from peft import LoraConfig, PeftModel, PromptTuningConfig, PromptTuningInit, get_peft_model
+from safetensors import SafetensorError
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import AutoTokenizer, PrinterCallback
 from transformers.trainer import TRAINER_STATE_NAME
@@ -19,6 +21,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from griffinlm.checkpoint import Checkpoint, open_checkpoint, write_checkpoint
+from griffinlm.checkpoint.errors import describe
 from griffinlm.checkpoint.new_directory import new_directory, require_free
 from griffinlm.evaluate.documents import DocumentError, RowRules
 from griffinlm.hf import GriffinForCausalLM
@@ -66,6 +69,8 @@ class TuningOutcome(NamedTuple):
 def tune(config: TuningConfig, report: Callable[[DocumentError], None] | None = None) -> TuningOutcome:
     """Tunes a model on conversations: the mean cross-entropy, in nats, of the tokens that the assistant writes.
 
+    Under torchrun every process calls it; each reads its share of a step's rows.
+
     The output directory gets `log.jsonl`, `tensorboard/`, `checkpoints/` where the run asks for them, and at the end
     `model/`, `adapter/` or `state.safetensors`. A run goes on from its last checkpoint.
 
@@ -85,11 +90,17 @@ def tune(config: TuningConfig, report: Callable[[DocumentError], None] | None = 
     if checkpoint.tokenizer_directory is None:
         raise TrainError(f"{checkpoint.path} has no tokenizer, so it takes no conversations")
     tokenizer = Tokenizer.from_directory(checkpoint.tokenizer_directory)
+    if tokenizer.vocab_size > checkpoint.config.vocab_size:
+        size = checkpoint.config.vocab_size
+        raise TrainError(f"the tokenizer has {tokenizer.vocab_size} tokens; the model's vocabulary has {size}")
     conversations = read_examples(config, tokenizer, report)
     if not conversations.train:
         raise TrainError(f"all {len(conversations.held_out)} conversations are held out or say nothing in a row's room")
     trainer = build_trainer(config, checkpoint, tokenizer, conversations)
-    trainer.train(resume_from_checkpoint=_last_checkpoint(config.output / CHECKPOINTS))
+    try:
+        trainer.train(resume_from_checkpoint=_last_checkpoint(config.output / CHECKPOINTS))
+    except (OSError, SafetensorError) as error:
+        raise TrainError(f"cannot write or read {config.output}: {describe(error)}") from error
     if conversations.held_out:
         trainer.evaluate()
     figures = {name: value for entry in trainer.state.log_history for name, value in entry.items()}
@@ -99,7 +110,9 @@ def tune(config: TuningConfig, report: Callable[[DocumentError], None] | None = 
         "num_cut": conversations.num_cut,
         "num_left_out": conversations.num_left_out,
     }
-    _write(config, checkpoint, trainer.model, result)
+    if trainer.is_world_process_zero():
+        _write(config, checkpoint, trainer.model, result)
+    trainer.accelerator.wait_for_everyone()
     return TuningOutcome(result, trainer.state.global_step, {**figures, **counts})
 
 
@@ -146,6 +159,10 @@ def build_trainer(
         disable_progress_bars()
         transformers_logging.disable_progress_bar()
     arguments = tuning_arguments(config)
+    if arguments.n_gpu > 1:
+        raise TrainError(
+            f"one process sees {arguments.n_gpu} GPUs; it trains on one", hint="torchrun, or CUDA_VISIBLE_DEVICES=0"
+        )
     model = _prepared(config, checkpoint, tokenizer)
     directory = checkpoint.tokenizer_directory
     assert directory is not None
@@ -155,8 +172,16 @@ def build_trainer(
         arguments,
         _dataset(conversations.train),
         _dataset(conversations.held_out) if conversations.held_out else None,
-        AutoTokenizer.from_pretrained(directory),
+        _tokenizer_for_trl(directory),
     )
+
+
+def _tokenizer_for_trl(directory: Path) -> Any:
+    """TRL asks it for the padding token alone."""
+    try:
+        return AutoTokenizer.from_pretrained(directory)
+    except (OSError, ValueError, ImportError) as error:
+        raise TrainError(f"transformers cannot read the tokenizer of {directory}: {describe(error)}") from error
 
 
 def tuning_arguments(config: TuningConfig) -> SFTConfig:
@@ -164,7 +189,13 @@ def tuning_arguments(config: TuningConfig) -> SFTConfig:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise TrainError("device is cuda; torch finds none here")
     use_cpu = config.device == "cpu" or not torch.cuda.is_available()
-    rows_at_once = config.rows_per_device or config.batch_rows
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    rows_at_once = config.rows_per_device or config.batch_rows // num_processes
+    if not rows_at_once or config.batch_rows % (rows_at_once * num_processes):
+        raise TrainError(
+            f"batch_rows is {config.batch_rows}; it must be a multiple of rows_per_device ({rows_at_once}) "
+            f"times the {num_processes} processes"
+        )
     saving = config.checkpoints
     return SFTConfig(
         output_dir=str(config.output / CHECKPOINTS),
@@ -174,12 +205,14 @@ def tuning_arguments(config: TuningConfig) -> SFTConfig:
         max_steps=-1 if config.steps is None else config.steps,
         per_device_train_batch_size=rows_at_once,
         per_device_eval_batch_size=rows_at_once,
-        gradient_accumulation_steps=config.batch_rows // rows_at_once,
+        gradient_accumulation_steps=config.batch_rows // (rows_at_once * num_processes),
         learning_rate=config.optimizer.learning_rate,
         max_grad_norm=config.optimizer.clip_norm,
         activation_checkpointing=config.gradient_checkpointing,
         bf16=config.precision == "bfloat16",
         use_cpu=use_cpu,
+        ddp_backend="gloo" if use_cpu and num_processes > 1 else None,
+        ddp_find_unused_parameters=False,
         dataloader_pin_memory=not use_cpu,
         seed=config.seed,
         logging_steps=config.log_every_steps,

@@ -22,7 +22,8 @@ class Range:
     most: float = math.inf
 
     def __str__(self) -> str:
-        return f"{self.least:g} or more" if self.most == math.inf else f"{self.least:g} to {self.most:g}"
+        least, most = (f"{n:,}" if isinstance(n, int) else f"{n:g}" for n in (self.least, self.most))
+        return f"{least} or more" if self.most == math.inf else f"{least} to {most}"
 
 
 def read_toml(path: Path, changes: Sequence[str] = ()) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def read_toml(path: Path, changes: Sequence[str] = ()) -> dict[str, Any]:
         raise TrainError(f"configuration {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise TrainError(f"configuration {path} is not UTF-8 at byte {error.start}") from error
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a ValueError of int's own
         raise TrainError(f"configuration {path} is no TOML: {error}") from error
     for change in changes:
         _make(values, change)
@@ -51,9 +52,11 @@ def _make(values: dict[str, Any], change: str) -> None:
     if not equals or not all(keys):
         raise TrainError(f"change {change!r} is none; it must be KEY=VALUE, as in optimizer.learning_rate=1e-3")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError):
-        value = text
+        parsed = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        parsed = {}
+    # More entries than one come from further lines, which would be lost.
+    value = parsed["value"] if len(parsed) == 1 else text
     table: Any = values
     for key in keys[:-1]:
         table = _entry(table, key, change)
@@ -153,12 +156,18 @@ def _read_plain(hint: Any, value: object, name: str) -> Any:
     if not isinstance(value, allowed) or (isinstance(value, bool) and hint is not bool):
         raise TrainError(f"{name} is {shown(value)}; it must be {_WORDS[hint]}")
     if hint is float:
-        if not math.isfinite(typing.cast(float, value)):
-            raise TrainError(f"{name} is {value}; it must be a finite number")
-        return float(typing.cast(float, value))
+        try:
+            number = float(typing.cast(float, value))
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
+            raise TrainError(f"{name} is {shown(value)}; it must be a finite number")
+        return number
     if hint is Path:
         if not value:
             raise TrainError(f"{name} is empty; it must be a path")
+        if "\0" in typing.cast(str, value):
+            raise TrainError(f"{name} is {shown(value)}; no path has a NUL in it")
         return Path(typing.cast(str, value))
     return value
 
@@ -167,5 +176,7 @@ def shown(value: object) -> str:
     """`value` for a message: short and on one line."""
     if isinstance(value, Mapping):
         return "a table"
+    if isinstance(value, int) and value.bit_length() > 200:
+        return f"an integer of {value.bit_length():,} bits"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -34,12 +34,7 @@ def training_arguments(config: PretrainConfig, num_processes: int) -> TrainingAr
     Raises:
         TrainError: a step's rows do not divide over the processes.
     """
-    rows_per_device = config.rows_per_device or config.batch_rows // num_processes
-    if not rows_per_device or config.batch_rows % (rows_per_device * num_processes):
-        raise TrainError(
-            f"batch_rows is {config.batch_rows}; it must be a multiple of rows_per_device ({rows_per_device}) "
-            f"times the {num_processes} processes"
-        )
+    rows_per_device = config.rows_on_each(num_processes)
     if config.device == "cuda" and not torch.cuda.is_available():
         raise TrainError("device is cuda; torch finds none here")
     use_cpu = config.device == "cpu" or not torch.cuda.is_available()
@@ -99,6 +94,7 @@ class PretrainTrainer(Trainer):
         leave_standard_output(self)
         self._objective, self._adamw, self._schedule = objective, optimizer, scheduler
         self._config, self._held_out, self._checkpoints, self._facts = config, held_out, checkpoints, facts
+        self._norm: Any = 0.0
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Bits per byte of every source's held-out rows."""
@@ -112,17 +108,14 @@ class PretrainTrainer(Trainer):
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        loss = logs.get("loss", 0.0)
-        if not math.isfinite(loss):
-            raise TrainError(
-                f"the loss is {loss} at step {self.state.global_step}",
-                hint="lower optimizer.learning_rate, or raise schedule.warm_up_steps",
-            )
+        self._require_finite("loss", logs.get("loss", 0.0))
+        self._require_finite("norm of the gradient", logs.get("grad_norm", 0.0))
         super().log({**logs, "tokens": self.state.global_step * self._config.step_tokens}, start_time)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        if not torch.isfinite(self._tr_loss):
-            self.log({"loss": self._tr_loss.item()})
+        self._require_finite("loss", self._tr_loss.item())
+        # A finite loss can have a gradient that has just made the weights NaN.
+        self._require_finite("norm of the gradient", float(self._norm))
         self._checkpoints.save(
             self.state.global_step,
             self._objective,
@@ -141,7 +134,15 @@ class PretrainTrainer(Trainer):
 
     def _clip_grad_norm(self, model: Any) -> Any:
         norm = super()._clip_grad_norm(model)
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+        self._norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return self._norm
+
+    def _require_finite(self, name: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise TrainError(
+                f"the {name} is {value} at step {self.state.global_step}",
+                hint="lower optimizer.learning_rate, or raise schedule.warm_up_steps",
+            )
 
     @contextlib.contextmanager
     def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:

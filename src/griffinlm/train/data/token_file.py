@@ -1,6 +1,7 @@
 """Token files: the documents of a source as numbers on the disk, mapped into memory, and their rows."""
 
 import json
+import operator
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,8 @@ RECORD_FILE = "pack.json"
 SPLITS = ("train", "held_out")
 TOKENS_FILE, OFFSETS_FILE, BYTES_FILE = "tokens.bin", "offsets.int64", "bytes.int64"
 """Of a split: all tokens; the first token of every document and the number of tokens; its bytes of text in UTF-8."""
+
+DTYPES = ("uint16", "uint32")
 
 IGNORED = -100
 """The label of a token that is not to be predicted."""
@@ -60,25 +63,39 @@ class TokenWriter:
 class TokenFile:
     """One split of a packed source, in the pages of its files."""
 
-    def __init__(self, directory: Path, dtype: str, counts: dict[str, int]) -> None:
-        """Maps the files.
+    def __init__(self, directory: Path, dtype: str, counts: dict[str, int], vocab_size: int = 2**32) -> None:
+        """Maps the files; all but the tokens are checked, and these when their row is read.
 
         Raises:
-            TrainError: a file is missing or has another size than the record says.
+            TrainError: a file is missing, has another size than the record says, or is damaged.
         """
-        self.num_tokens, self.num_documents = counts["num_tokens"], counts["num_documents"]
+        if dtype not in DTYPES:
+            raise TrainError(
+                f"{directory.parent / RECORD_FILE} is damaged: dtype is {dtype!r}; allowed are {', '.join(DTYPES)}"
+            )
+        self.num_tokens = operator.index(counts["num_tokens"])
+        self.num_documents = operator.index(counts["num_documents"])
+        self._path, self._vocab_size = directory / TOKENS_FILE, vocab_size
         self.tokens = _mapped(directory / TOKENS_FILE, np.dtype(dtype), self.num_tokens)
         self.offsets = _mapped(directory / OFFSETS_FILE, np.dtype(np.int64), self.num_documents + 1)
         self.text_bytes = _mapped(directory / BYTES_FILE, np.dtype(np.int64), self.num_documents)
+        if self.offsets[0] != 0 or self.offsets[-1] != self.num_tokens or (self.offsets[1:] <= self.offsets[:-1]).any():
+            raise TrainError(f"{directory / OFFSETS_FILE} is damaged: it does not rise from 0 to {self.num_tokens:,}")
+        if (self.text_bytes <= 0).any():
+            raise TrainError(f"{directory / BYTES_FILE} is damaged: a document has no bytes")
 
     def num_rows(self, row_tokens: int) -> int:
         """Whole rows: every token but the first of the file is the label of at most one of them."""
         return max(self.num_tokens - 1, 0) // row_tokens
 
     def row(self, index: int, row_tokens: int) -> Row:
-        """Row `index` for training: that a document ends is learned, that the next one begins is not."""
+        """Row `index` for training: that a document ends is learned, that the next one begins is not.
+
+        Raises:
+            TrainError: a token is not in the vocabulary.
+        """
         first = index * row_tokens
-        tokens = np.asarray(self.tokens[first : first + row_tokens + 1], np.int64)
+        tokens = self._ids(first, first + row_tokens + 1)
         starts = self._starts(first, first + row_tokens)
         labels = tokens[1:].copy()
         labels[starts[starts > 0] - 1] = IGNORED
@@ -88,6 +105,9 @@ class TokenFile:
         """Rows of the first whole documents within `max_tokens` (of one at least), and their bytes of text.
 
         Every token of a text is a label of exactly one row; neither BOS nor EOS is any. The last row is padded.
+
+        Raises:
+            TrainError: a token is not in the vocabulary.
         """
         if not self.num_documents:
             return [], 0
@@ -96,13 +116,22 @@ class TokenFile:
         rows = []
         for first in range(0, end - 1, row_tokens):
             last = min(first + row_tokens, end - 1)
-            tokens = np.asarray(self.tokens[first : last + 1], np.int64)
+            tokens = self._ids(first, last + 1)
             starts = self._starts(first, last + 1)
             labels = tokens[1:].copy()
             for before in (1, 2):  # the BOS at a start, and the EOS before it
                 labels[starts[(starts >= before) & (starts - before < len(labels))] - before] = IGNORED
             rows.append(_padded(tokens[:-1], _positions(len(labels), starts), labels, row_tokens))
         return rows, int(self.text_bytes[:num_documents].sum())
+
+    def _ids(self, first: int, end: int) -> np.ndarray:
+        ids = np.asarray(self.tokens[first:end], np.int64)
+        if ids.max() >= self._vocab_size:
+            raise TrainError(
+                f"{self._path} is damaged: token {ids.max()} at place {first + ids.argmax()}; "
+                f"the vocabulary has {self._vocab_size}"
+            )
+        return ids
 
     def _starts(self, first: int, last: int) -> np.ndarray:
         """Where documents start, and the last one ends, among the tokens `first` to `last`, counted from `first`."""
@@ -119,8 +148,11 @@ class Packed(NamedTuple):
     held_out: TokenFile
 
 
-def open_packed(directory: Path) -> Packed:
+def open_packed(directory: Path, vocab_size: int = 2**32) -> Packed:
     """The source that `griffin train pack` wrote.
+
+    Args:
+        vocab_size: tokens from this number on are refused when their row is read.
 
     Raises:
         TrainError: it is none, is of another version, or its files are damaged.
@@ -130,13 +162,13 @@ def open_packed(directory: Path) -> Packed:
         record = json.loads(path.read_bytes())
     except OSError as error:
         raise TrainError(f"{directory} holds no packed source: {error.strerror} ({RECORD_FILE})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TrainError(f"{path} is no JSON: {error}") from error
     version = record.get("format_version") if isinstance(record, dict) else None
     if version != FORMAT_VERSION:
         raise TrainError(f"{path} has format_version {version!r}; this version of griffinlm reads {FORMAT_VERSION}")
     try:
-        train, held_out = (TokenFile(directory / split, record["dtype"], record[split]) for split in SPLITS)
+        train, held_out = (TokenFile(directory / split, record["dtype"], record[split], vocab_size) for split in SPLITS)
     except (KeyError, TypeError) as error:
         raise TrainError(f"{path} is damaged: {error!r}") from error
     return Packed(directory, record, train, held_out)

@@ -1,0 +1,126 @@
+"""The thread between the event loop and the service."""
+
+import asyncio
+
+import pytest
+
+from griffinlm.generation.job import End, Job, Piece, Usage
+from griffinlm.generation.queue import QueueFullError
+from griffinlm.serve.errors import ApiError
+from griffinlm.serve.worker import MOST_EVENTS_WAITING, Worker
+
+
+class FakeService:
+    """Says "x" in every step for every job, until it fails or is told to."""
+
+    def __init__(self, num_pieces=3, fails=False):
+        self.jobs, self.cancelled, self.num_pieces, self.fails = {}, [], num_pieces, fails
+        self.is_closed = False
+
+    @property
+    def busy(self):
+        return bool(self.jobs)
+
+    def submit(self, job):
+        self.jobs[job] = self.num_pieces
+
+    def cancel(self, job):
+        self.cancelled.append(job)
+        self.jobs.pop(job, None)
+
+    def expected_seconds(self):
+        return 7.0
+
+    def step(self, timeout_seconds):
+        if self.fails and self.jobs:
+            raise RuntimeError("a fault")
+        told = []
+        for job, num_left in list(self.jobs.items()):
+            if num_left == 0:
+                del self.jobs[job]
+                told.append(End(job, 0, "stop", "", [], None, None, Usage(1, 0, 1)))
+            else:
+                self.jobs[job] = num_left - 1
+                told.append(Piece(job, 0, "x", [1], None))
+        return told
+
+    def close(self):
+        self.is_closed = True
+
+
+def run(service, work, **options):
+    async def main():
+        worker = Worker(service, **options)
+        worker.start()
+        try:
+            return await work(worker)
+        finally:
+            await worker.stop()
+
+    found = asyncio.run(main())
+    assert service.is_closed
+    return found
+
+
+def test_events_come_in_order_until_the_end():
+    async def work(worker):
+        answers = await worker.submit(Job("a", [1]))
+        return [type(told).__name__ async for told in answers]
+
+    assert run(FakeService(), work) == ["Piece", "Piece", "Piece", "End"]
+
+
+def test_who_reads_too_slowly_is_cut_off_and_its_job_ended():
+    service = FakeService(num_pieces=10**9)
+
+    async def work(worker):
+        answers = await worker.submit(Job("a", [1]))
+        while not answers.is_over:
+            await asyncio.sleep(0)
+        with pytest.raises(ApiError, match="too slowly"):
+            [told async for told in answers]
+        while not service.cancelled:
+            await asyncio.sleep(0)
+        return answers.job
+
+    assert service.cancelled == [run(service, work)]
+    assert MOST_EVENTS_WAITING > 0
+
+
+def test_left_answers_are_cancelled_and_others_go_on():
+    service = FakeService(num_pieces=10**9)
+
+    async def work(worker):
+        left, kept = await worker.submit(Job("a", [1])), await worker.submit(Job("a", [1]))
+        left.leave()
+        while not service.cancelled:
+            await asyncio.sleep(0)
+        async for told in kept:
+            assert told.job is kept.job
+            break
+        return left.job
+
+    assert service.cancelled == [run(service, work)]
+
+
+def test_a_tenant_has_its_share_and_no_more():
+    async def work(worker):
+        await worker.submit(Job("a", [1], num_answers=2))
+        with pytest.raises(QueueFullError) as caught:
+            await worker.submit(Job("a", [1]))
+        await worker.submit(Job("b", [1]))
+        return caught.value.seconds
+
+    assert run(FakeService(num_pieces=10**9), work, most_per_tenant=2) == 7.0
+
+
+def test_a_fault_of_the_service_is_told_to_all_and_nothing_more_is_taken():
+    async def work(worker):
+        answers = await worker.submit(Job("a", [1]))
+        with pytest.raises(ApiError) as caught:
+            [told async for told in answers]
+        with pytest.raises(ApiError) as refused:
+            await worker.submit(Job("a", [1]))
+        return worker.has_failed, caught.value.status, refused.value.status
+
+    assert run(FakeService(fails=True), work) == (True, 500, 503)
