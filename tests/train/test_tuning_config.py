@@ -40,7 +40,7 @@ CONTRADICTIONS = {
     ("sources.chat.prompt=en",): "sources.chat must have both prompt and answer",
     ("sources.chat.instruction=Say: ",): "sources.chat.instruction is given without",
     ("lora.rang=3",): "lora.rang is unknown; allowed in lora are rank, alpha, dropout, gates",
-    ("lora.rank=0",): "lora.rank is 0; it must be 1 to 4096",
+    ("lora.rank=0",): "lora.rank is 0; it must be 1 to 4,096",
 }
 
 
