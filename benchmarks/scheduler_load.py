@@ -156,16 +156,26 @@ def turn(service: GenerationService, token_ids: list[int], is_kept: bool = True)
     return seconds, [*token_ids, *written]
 
 
+def second_turn(
+    service: GenerationService, model: griffinlm.LanguageModel, prompt_tokens: int, seed: int
+) -> tuple[float, float]:
+    """Seconds to the first token of a second turn behind a long prompt: from what is kept, and read anew."""
+    _, known = turn(service, document(model, prompt_tokens, 1000 + 2 * seed))
+    longer = known + document(model, MESSAGE_TOKENS, 1001 + 2 * seed)
+    kept, _ = turn(service, longer)
+    fresh, _ = turn(service, longer, is_kept=False)
+    return kept, fresh
+
+
 def later_turns(
-    model: griffinlm.LanguageModel, prompt_tokens: int, num_turns: int, memory_bytes: int
+    model: griffinlm.LanguageModel, prompt_tokens: int, num_turns: int, num_rounds: int, memory_bytes: int
 ) -> dict[str, Any]:
-    """The second turn of a conversation that began with a long prompt, and the last of one of many turns."""
+    """The second turn of conversations that begin with a long prompt (medians), and the last of one of many turns."""
     with tempfile.TemporaryDirectory() as folder:
         store = StateStore(model, Path(folder) / "store", memory_bytes=memory_bytes, disk_bytes=LARGE_BYTES)
         service = GenerationService(model, store, num_slots=1)
-        _, known = turn(service, document(model, prompt_tokens, 0))
-        second, _ = turn(service, known + document(model, MESSAGE_TOKENS, 1))
-        fresh, _ = turn(service, known + document(model, MESSAGE_TOKENS, 1), is_kept=False)
+        seconds = [second_turn(service, model, prompt_tokens, seed) for seed in range(num_rounds)]
+        second, fresh = (statistics.median(found) for found in zip(*seconds, strict=True))
         before, known, last = store.counts().record_bytes, [], 0.0
         each = max(MESSAGE_TOKENS, prompt_tokens // num_turns - ANSWER_TOKENS)
         for number in range(num_turns):
@@ -197,11 +207,12 @@ def later_turns(
 def measure(model: griffinlm.LanguageModel, options: argparse.Namespace) -> dict[str, Any]:
     if model.config.needs_capacity:
         raise GriffinError("this model has global attention, so its states have no fixed size")
+    sizes = model, options.prompt_tokens, options.turns, options.rounds
     return {
         "batch": batch_speed(model, options.steps, options.rounds),
         "pace": pace(model, options.prompt_tokens, options.steps),
-        "later turns, from memory": later_turns(model, options.prompt_tokens, options.turns, LARGE_BYTES),
-        "later turns, from disk": later_turns(model, options.prompt_tokens, options.turns, 0),
+        "later turns, from memory": later_turns(*sizes, LARGE_BYTES),
+        "later turns, from disk": later_turns(*sizes, 0),
     }
 
 

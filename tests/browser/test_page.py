@@ -108,9 +108,9 @@ def test_an_answer_is_that_of_the_server(url, open_page):
 def test_a_stopped_answer_is_kept_and_the_conversation_goes_on(url, open_page):
     page = open_page(url)
     greedy(page, 200)
-    slow_network(page, bytes_per_second=2000)
+    slow_network(page, bytes_per_second=1000)
     write(page, "Tell a long story.")
-    playwright.expect(page.locator(".answer .said")).to_have_text(re.compile(".{20}", re.DOTALL))
+    playwright.expect(page.locator(".answer .said")).to_have_text(re.compile(".{20}", re.DOTALL), timeout=30_000)
     page.press("#text", "Escape")
     page.wait_for_selector("#send:visible")
     kept = page.locator(".answer .said").text_content()

@@ -1,6 +1,7 @@
 """The thread between the event loop and the service."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -57,7 +58,9 @@ def run(service, work, **options):
         finally:
             await worker.stop()
 
-    found = asyncio.run(main())
+    # In a thread of its own: a browser's test in the same process leaves a loop running in this one.
+    with ThreadPoolExecutor(1) as thread:
+        found = thread.submit(asyncio.run, main()).result()
     assert service.is_closed
     return found
 
