@@ -16,6 +16,24 @@ MOST_ROWS = 2**53
 """Of a run; up to here a float holds every number of rows, and so does the share of a source."""
 
 
+def rows_on_each(batch_rows: int, rows_per_device: int | None, num_devices: int) -> int:
+    """Rows that each of some devices reads at once.
+
+    Args:
+        rows_per_device: None divides a step's rows over the devices.
+
+    Raises:
+        TrainError: a step's rows do not divide over the devices.
+    """
+    rows = rows_per_device or batch_rows // num_devices
+    if not rows or batch_rows % (rows * num_devices):
+        raise TrainError(
+            f"batch_rows is {batch_rows}; it must be a multiple of rows_per_device ({rows}) "
+            f"times the {num_devices} processes"
+        )
+    return rows
+
+
 @dataclass(frozen=True)
 class SourceConfig:
     """A set of documents: text files, which are packed when the run starts, or a directory of `griffin train pack`."""
@@ -148,13 +166,7 @@ class PretrainConfig:
         Raises:
             TrainError: a step's rows do not divide over the devices.
         """
-        rows = self.rows_per_device or self.batch_rows // num_devices
-        if not rows or self.batch_rows % (rows * num_devices):
-            raise TrainError(
-                f"batch_rows is {self.batch_rows}; it must be a multiple of rows_per_device ({rows}) "
-                f"times the {num_devices} processes"
-            )
-        return rows
+        return rows_on_each(self.batch_rows, self.rows_per_device, num_devices)
 
 
 def read_pretrain_config(path: Path, changes: Sequence[str] = ()) -> PretrainConfig:

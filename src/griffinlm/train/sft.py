@@ -14,7 +14,7 @@ from datasets import Dataset, disable_progress_bars
 from peft import LoraConfig, PeftModel, PromptTuningConfig, PromptTuningInit, get_peft_model
 from safetensors import SafetensorError
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from transformers import AutoTokenizer, PrinterCallback
+from transformers import AutoTokenizer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging as transformers_logging
 from trl.trainer.sft_config import SFTConfig
@@ -31,13 +31,14 @@ from griffinlm.progress import progress
 from griffinlm.quantization import recipe_of
 from griffinlm.quantization.recipe import GATES
 from griffinlm.text import Tokenizer
+from griffinlm.train.config import rows_on_each
 from griffinlm.train.data.conversations import Example, read_conversations
 from griffinlm.train.errors import TrainError
 from griffinlm.train.optimizer import build_optimizer
 from griffinlm.train.quantization_aware import leave_on_grid, put_on_grid
 from griffinlm.train.schedule import share_of_largest
 from griffinlm.train.state_tuning import TUNED_STATE, TunedState, tune_state, write_tuned_state
-from griffinlm.train.trainer import LOG_FILE, Log, tensorboard
+from griffinlm.train.trainer import LOG_FILE, Log, leave_standard_output, tensorboard
 from griffinlm.train.tuning_config import TuningConfig
 
 MODEL, ADAPTER, STATE, CHECKPOINTS = "model", "adapter", "state.safetensors", "checkpoints"
@@ -190,12 +191,7 @@ def tuning_arguments(config: TuningConfig) -> SFTConfig:
         raise TrainError("device is cuda; torch finds none here")
     use_cpu = config.device == "cpu" or not torch.cuda.is_available()
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
-    rows_at_once = config.rows_per_device or config.batch_rows // num_processes
-    if not rows_at_once or config.batch_rows % (rows_at_once * num_processes):
-        raise TrainError(
-            f"batch_rows is {config.batch_rows}; it must be a multiple of rows_per_device ({rows_at_once}) "
-            f"times the {num_processes} processes"
-        )
+    rows_at_once = rows_on_each(config.batch_rows, config.rows_per_device, num_processes)
     saving = config.checkpoints
     return SFTConfig(
         output_dir=str(config.output / CHECKPOINTS),
@@ -247,7 +243,7 @@ class TuningTrainer(SFTTrainer):
             processing_class=tokenizer,
             callbacks=[Log(config.output / LOG_FILE), tensorboard(config.output)],
         )
-        self.remove_callback(PrinterCallback)
+        leave_standard_output(self)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
