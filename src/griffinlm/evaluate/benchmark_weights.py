@@ -16,6 +16,7 @@ from griffinlm.checkpoint import (
     write_checkpoint,
     write_random_quantized,
 )
+from griffinlm.checkpoint.quantization_record import FORMAT_VERSION
 from griffinlm.checkpoint.quantized import stored_tensors
 from griffinlm.checkpoint.quantized_cache import cache_directory
 from griffinlm.config import ModelConfig
@@ -78,7 +79,8 @@ def random_checkpoint(preset: str, engine: str, weights: str) -> Checkpoint:
     """
     config = ModelConfig.preset(preset)
     recipe = None if weights in FLOATS[engine] else recipe_of(weights)
-    place = cache_directory().parent / "random" / f"{preset}-{weights if recipe is None else recipe.default.name}"
+    kind = weights if recipe is None else f"{recipe.default.name}-v{FORMAT_VERSION}"
+    place = cache_directory().parent / "random" / f"{preset}-{kind}"
     keep_alive = None
     if not place.exists():
         place, keep_alive = _room(place, _num_bytes(config, recipe, weights))

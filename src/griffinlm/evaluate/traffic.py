@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from griffinlm.checkpoint import Checkpoint
+from griffinlm.checkpoint import SCALES, Checkpoint
 from griffinlm.config import ModelConfig
 from griffinlm.executor import Engine
 from griffinlm.state import ARRAY_TYPES, block_layout
@@ -13,14 +13,23 @@ EMBEDDING = "embedding.weight"
 
 
 def weight_bytes(checkpoint: Checkpoint, engine: Engine, is_packed: bool) -> int:
-    """Bytes of all parameters as the engine reads them; the embedding is the head, so it counts once.
+    """Bytes of all parameters as a step reads them.
+
+    The embedding is the head, so it counts once; what layers share counts in each of them.
 
     Args:
         is_packed: whether the engine multiplies with quantized weights as they are stored.
     """
+    config = checkpoint.config
     if is_packed and checkpoint.quantization is not None:
-        return checkpoint.num_bytes
-    return checkpoint.config.num_parameters * ARRAY_TYPES[engine.precision].itemsize
+        return sum(_stored_bytes(checkpoint, config.parameter_at(place)) for place in config.place_shapes())
+    return sum(map(math.prod, config.place_shapes().values())) * ARRAY_TYPES[engine.precision].itemsize
+
+
+def _stored_bytes(checkpoint: Checkpoint, name: str) -> int:
+    """Bytes of a parameter in the files of a quantized checkpoint, scales included."""
+    stored = (checkpoint.stored(part) for part in (name, name + SCALES))
+    return sum(part.num_bytes for part in stored if part is not None)
 
 
 def embedding_row_bytes(checkpoint: Checkpoint, engine: Engine, is_packed: bool) -> int:
