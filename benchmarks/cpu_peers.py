@@ -30,18 +30,18 @@ PACKAGES = ("griffinlm", "llama_cpp", "transformers")
 SMOKE_BANDWIDTH_BYTES = 1 << 24
 
 
-def chosen_interpreters(assignments: Sequence[str]) -> dict[str, str]:
+def chosen_interpreters(assignments: Sequence[str], packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     """`PACKAGE=PATH` texts as package -> interpreter; this one for packages that are not named.
 
     Raises:
         GriffinError: a text has another form, or names a package that is not compared.
     """
-    chosen: dict[str, str] = dict.fromkeys(PACKAGES, sys.executable)
+    chosen: dict[str, str] = dict.fromkeys(packages, sys.executable)
     for assignment in assignments:
         package, separator, path = assignment.partition("=")
-        if package not in PACKAGES or not separator or not path:
+        if package not in packages or not separator or not path:
             raise GriffinError(
-                f"--python-for is {assignment!r}; it must be PACKAGE=PATH, PACKAGE one of {', '.join(PACKAGES)}"
+                f"--python-for is {assignment!r}; it must be PACKAGE=PATH, PACKAGE one of {', '.join(packages)}"
             )
         chosen[package] = path
     return chosen

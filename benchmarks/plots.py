@@ -5,18 +5,22 @@ python benchmarks/plots.py benchmarks/results docs/pictures
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
 
 from griffinlm.config import ModelConfig
 from griffinlm.state import state_layout
 
-INK, HAWK, GEMMA, MAMBA, OTHER = "#444444", "#1f6f8b", "#c8553d", "#b08d2e", "#7a7a7a"
+INK, HAWK, GEMMA, MAMBA, GRIFFIN, OTHER = "#444444", "#1f6f8b", "#c8553d", "#b08d2e", "#5b8c3e", "#7a7a7a"
 MEGABYTE = 1e6
 MILLISECONDS = [20, 50, 100, 200, 500, 1000, 2000, 5000]
 LENGTHS = [2**exponent for exponent in range(7, 18)]
@@ -114,6 +118,100 @@ def draw_cpu_peers(record: dict, path: Path) -> None:
     plt.close(figure)
 
 
+SERVERS = {"griffin eyas": ("eyas, griffin", OTHER, "-"), **PROGRAMS}
+"""Servers of serve_load.py."""
+
+
+def draw_serve_load(record: dict, path: Path) -> None:
+    """Time to the first token by kind of request, time between tokens, resident set; lines go to 99th percentiles."""
+    figure, (first, between, memory) = plt.subplots(1, 3, layout="constrained", figsize=(11.0, 3.8))
+    rows = [row for row in record["servers"] if row["status"] == "measured"]
+    kinds = sorted({kind for row in rows for kind in row["first_token"]}, reverse=True)
+
+    def draw_spread(axes: Axes, height: float, found: dict, colour: str, line: str) -> None:
+        axes.plot([found["median_ms"], found["percentile_99_ms"]], [height, height], line, color=colour, linewidth=2)
+        axes.plot(found["median_ms"], height, "o", color=colour, markersize=5)
+
+    for place, row in enumerate(reversed(rows)):
+        name, colour, line = SERVERS[row["server"]]
+        shift = 0.7 * ((place + 0.5) / len(rows) - 0.5)
+        for height, kind in enumerate(kinds):
+            if kind in row["first_token"]:
+                draw_spread(first, height + shift, row["first_token"][kind], colour, line)
+        if row["between_tokens"] is not None:
+            draw_spread(between, place, row["between_tokens"], colour, line)
+        seconds = [look["seconds"] for look in row["memory"]]
+        sizes = [look["bytes"] / MEGABYTE for look in row["memory"]]
+        memory.plot(seconds, sizes, line, color=colour, linewidth=2, label=name)
+    first.set_yticks(range(len(kinds)), kinds)
+    first.set_xlabel("milliseconds to the first token")
+    between.set_yticks(range(len(rows)), [SERVERS[row["server"]][0] for row in reversed(rows)])
+    between.set_xlabel("milliseconds between tokens")
+    for axes in (first, between):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    memory.set_ylim(bottom=0)
+    memory.set_xlabel("seconds of the load")
+    memory.set_ylabel("resident set, megabytes")
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+BASELINES = {"griffin": ("Griffin", GRIFFIN), "hawk": ("Hawk", HAWK), "mqa": ("multi-query transformer", GEMMA)}
+"""Models of recipes/baselines.py as the picture names and draws them."""
+
+Curve = list[tuple[float, float]]
+
+
+def draw_seeds(axes: Axes, curves: dict[str, list[Curve]]) -> None:
+    """A line for the mean of each model's seeds, and a band from the smallest to the largest of them."""
+    for model, (name, colour) in BASELINES.items():
+        # A curve that ended early stays where it ended.
+        points = sorted({x for curve in curves[model] for x, _ in curve})
+        seeds = [np.interp(points, [x for x, _ in curve], [y for _, y in curve]) for curve in curves[model]]
+        axes.plot(points, np.mean(seeds, axis=0), color=colour, linewidth=2, label=name)
+        axes.fill_between(points, np.min(seeds, axis=0), np.max(seeds, axis=0), color=colour, alpha=0.2, linewidth=0)
+
+
+def bits_per_byte_curve(run: dict) -> Curve:
+    """Bits per byte of long texts, each bin of positions at its middle."""
+    sums = list(run["long_texts"].values())
+    bits, num_bytes = (np.sum([one[name] for one in sums], axis=0) for name in ("bits", "bytes"))
+    starts = np.array(sums[0]["positions"])
+    return list(zip(starts + (starts[1] - starts[0]) / 2, bits / num_bytes, strict=True))
+
+
+def draw_baselines(record: dict, path: Path) -> None:
+    """Text by position, recall by length, and how fast recall was learned, for three models of equal size."""
+    figure, (text, induction, copying) = plt.subplots(1, 3, layout="constrained", figsize=(11.0, 3.6))
+
+    def curves(part: str, curve: Callable[[dict], Curve], **wanted: str) -> dict[str, list[Curve]]:
+        runs = [run for run in record[part] if wanted.items() <= run.items()]
+        return {model: [curve(run) for run in runs if run["model"] == model] for model in BASELINES}
+
+    draw_seeds(text, curves("text", bits_per_byte_curve))
+    draw_seeds(induction, curves("recall", lambda run: run["accuracy"], task="induction_heads"))
+    draw_seeds(copying, curves("recall", lambda run: run["curve"], task="selective_copying"))
+    text.axvline(record["text_settings"]["row_tokens"], color=INK, linewidth=0.8, linestyle=":")
+    text.set_xlabel("position (dotted: training length)")
+    text.set_ylabel("bits per byte")
+    text.legend(frameon=False)
+    lengths = record["recall_settings"]["lengths"]
+    induction.axvline(record["recall_settings"]["tasks"]["induction_heads"], color=INK, linewidth=0.8, linestyle=":")
+    induction.set_xscale("log", base=2)
+    induction.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    induction.minorticks_off()
+    induction.set_xlabel("tokens (dotted: training length)")
+    induction.set_ylabel("induction heads, share right")
+    copying.set_xlabel("training steps")
+    copying.set_ylabel("selective copying, share of tokens right")
+    for axes in (induction, copying):
+        axes.set_ylim(0, 1.05)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
 def newest(results: Path, benchmark: str) -> dict | None:
     """The record of `benchmark` with the latest date."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob(f"*-{benchmark}.json"))]
@@ -128,7 +226,12 @@ def main() -> None:
     options.pictures.mkdir(parents=True, exist_ok=True)
     plt.rcParams.update(STYLE)  # pyright: ignore[reportCallIssue, reportArgumentType]  (keys are plain text)
     draw_state_sizes(options.pictures / "state_sizes.svg")
-    for name, draw in (("memory_and_speed", draw_memory_and_speed), ("cpu_peers", draw_cpu_peers)):
+    for name, draw in (
+        ("memory_and_speed", draw_memory_and_speed),
+        ("cpu_peers", draw_cpu_peers),
+        ("serve_load", draw_serve_load),
+        ("baselines", draw_baselines),
+    ):
         record = newest(options.results, name)
         if record is not None:
             draw(record, options.pictures / f"{name}.svg")

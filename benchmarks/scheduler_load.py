@@ -1,11 +1,12 @@
 """What do many conversations at once cost, and how fast does a kept one go on?
 
-Rows through the service against the executor's bare batch; the time between tokens of those that write while a long
-prompt is read; the first token of a later turn from the store, in memory and on disk, against reading all of the
-conversation anew; and the bytes that the history of a conversation takes.
+Rows through the service against the executor's bare batch; what choosing the tokens of all rows costs by vocabulary;
+the time between tokens of those that write while a long prompt is read; the first token of a later turn from the store,
+in memory and on disk, against reading all of the conversation anew; and the bytes that the history of a conversation
+takes.
 
     python benchmarks/scheduler_load.py --model eyas --out benchmarks/results
-    python benchmarks/scheduler_load.py --preset recurrentgemma-2b --weights int4 --threads 2 --out benchmarks/results
+    python benchmarks/scheduler_load.py --preset recurrentgemma-2b --weights int8 --threads 2 --steps 40 --rounds 1
 """
 
 import argparse
@@ -32,14 +33,24 @@ from griffinlm.evaluate.benchmark_weights import (
 )
 from griffinlm.generation.answering import GenerationOptions
 from griffinlm.generation.job import Event, Job, Piece
+from griffinlm.generation.parameters import SamplingParameters
+from griffinlm.generation.sampling import Sampler, choose_together
 from griffinlm.generation.service import GenerationService
 from griffinlm.generation.store import StateStore
 
 ROWS = 8
 SPEED_TARGET, PACE_TARGET, START_TARGET, SIZE_TARGET = 0.90, 3.0, 0.05, 0.25
 NUM_STEPS_DISCARDED = 3
-MESSAGE_TOKENS, ANSWER_TOKENS = 32, 8
+MESSAGE_TOKENS, ANSWER_TOKENS = 32, 2
 """Of a turn of a conversation of many turns."""
+VOCABULARIES = (4_096, 32_768, 256_000)
+CUTS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "top-k 40": {"top_k": 40},
+    "top-p 0.95": {"top_p": 0.95},
+    "min-p 0.05": {"min_p": 0.05},
+    "top-k 40, top-p 0.95": {"top_k": 40, "top_p": 0.95},
+}
 LARGE_BYTES = 1 << 36
 DEFAULT_PRESET_WEIGHTS = {"onnx": "int4", "torch": "float32"}
 
@@ -108,6 +119,22 @@ def batch_speed(model: griffinlm.LanguageModel, num_steps: int, num_rounds: int)
         "target": SPEED_TARGET,
         "met": share >= SPEED_TARGET,
     }
+
+
+def sampling(num_steps: int) -> dict[str, dict[str, float]]:
+    """Median milliseconds to choose the tokens of all rows of a step, by vocabulary and cut."""
+    found: dict[str, dict[str, float]] = {}
+    for vocab_size in VOCABULARIES:
+        logits = np.random.default_rng(0).normal(0, 3, (ROWS, vocab_size)).astype(np.float32)
+        for name, cut in CUTS.items():
+            samplers = [Sampler(SamplingParameters(seed=row, **cut)) for row in range(ROWS)]
+            seconds = []
+            for _ in range(num_steps):
+                start = time.perf_counter()
+                choose_together(samplers, logits)
+                seconds.append(time.perf_counter() - start)
+            found.setdefault(str(vocab_size), {})[name] = round(statistics.median(seconds) * 1e3, 4)
+    return found
 
 
 def pace(model: griffinlm.LanguageModel, prompt_tokens: int, num_steps: int) -> dict[str, Any]:
@@ -210,6 +237,7 @@ def measure(model: griffinlm.LanguageModel, options: argparse.Namespace) -> dict
     sizes = model, options.prompt_tokens, options.turns, options.rounds
     return {
         "batch": batch_speed(model, options.steps, options.rounds),
+        "sampling, ms a step": sampling(options.steps),
         "pace": pace(model, options.prompt_tokens, options.steps),
         "later turns, from memory": later_turns(*sizes, LARGE_BYTES),
         "later turns, from disk": later_turns(*sizes, 0),

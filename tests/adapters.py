@@ -30,14 +30,14 @@ class Factors(NamedTuple):
 
 
 def adaptable(config: ModelConfig) -> list[str]:
-    return [name for name in config.parameter_shapes() if is_matrix(name) and name != EMBEDDING]
+    return [place for place in config.place_shapes() if is_matrix(place) and place != EMBEDDING]
 
 
 def random_factors(
     config: ModelConfig, seed: int, rank: int = 2, endings: tuple[str, ...] = ("",), size: float = 0.3
 ) -> dict[str, Factors]:
     """Of the matrices whose names end so, by our names."""
-    random, shapes = np.random.default_rng(seed), config.parameter_shapes()
+    random, shapes = np.random.default_rng(seed), config.place_shapes()
 
     def normal(*shape: int) -> np.ndarray:
         return (size * random.standard_normal(shape)).astype(np.float32)

@@ -8,7 +8,7 @@ from tolerances import assert_agree
 from torch import Tensor
 
 from griffinlm.checkpoint.initial import initial_tensors
-from griffinlm.config import AttentionConfig, ModelConfig, RecurrentConfig
+from griffinlm.config import AttentionConfig, ModelConfig, RecurrentConfig, RecursionConfig
 from griffinlm.kernels.local_attention.reference import ring_positions
 from griffinlm.model.blocks import RecurrentState
 from griffinlm.model.griffin import Griffin, GriffinState
@@ -26,9 +26,16 @@ PATTERNS = {
 
 @st.composite
 def configs(draw: st.DrawFn, patterns: tuple[str, ...] = tuple(PATTERNS)) -> ModelConfig:
-    """Tiny configurations whose sizes are multiples of nothing, up to four layers, ending in any kind of block."""
+    """Tiny configurations whose sizes are multiples of nothing, ending in any kind of block.
+
+    Up to four layers, or a few more in a recursive model.
+    """
     pattern = PATTERNS[draw(st.sampled_from(patterns))]
-    num_layers = draw(st.integers(1, 4))
+    num_layers, recursion = draw(st.integers(1, 4)), None
+    if draw(st.integers(0, 2)) == 0:
+        recursion = draw(recursions())
+        num_layers = recursion.num_loops * len(pattern) * draw(st.integers(1, 2 if len(pattern) == 1 else 1))
+        num_layers += draw(st.integers(0, 1))
     kinds = set((pattern * num_layers)[:num_layers])
     recurrent = attention = None
     if "recurrent" in kinds:
@@ -57,6 +64,17 @@ def configs(draw: st.DrawFn, patterns: tuple[str, ...] = tuple(PATTERNS)) -> Mod
         use_bias=draw(st.booleans()),
         embedding_scale=draw(st.sampled_from([1.0, 3.0])),
         logit_soft_cap=draw(st.sampled_from([None, 5.0])),
+        recursion=recursion,
+    )
+
+
+def recursions() -> st.SearchStrategy[RecursionConfig]:
+    """Up to three loops; no terms, or of a low rank, or of one above the full rank."""
+    return st.builds(
+        RecursionConfig,
+        num_loops=st.integers(1, 3),
+        tie=st.sampled_from(["matrices", "all"]),
+        rank=st.sampled_from([0, 1, 2, 100]),
     )
 
 
@@ -67,9 +85,9 @@ def random_model(config: ModelConfig, seed: int, dtype: torch.dtype = torch.floa
     weights = {}
     for name, values in initial_tensors(config, seed):
         weights[name] = torch.from_numpy(values)
-        if name.endswith((".bias", ".scale", "conv.weight")):
+        if name.endswith((".bias", ".scale", "conv.weight", ".low_rank.up")):
             weights[name] += 0.3 * torch.randn(values.shape, generator=generator)
-    model.load_state_dict(weights)
+    model.load_state_dict({place: weights[config.parameter_at(place)] for place in config.place_shapes()})
     return model.to(dtype)
 
 

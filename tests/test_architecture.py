@@ -20,7 +20,7 @@ LAZY_TORCH = {"griffinlm.checkpoint.deepmind", "griffinlm.loading"}
 PLAIN_MODULES = {f"griffinlm.generation.{name}" for name in ("scheduler", "request", "queue", "pace", "budget")}
 MOST_LINES = 450
 DRAWERS = {"utils", "util", "helpers", "helper", "common", "misc"}
-CONFIG_CLASSES = ("ModelConfig", "RecurrentConfig", "AttentionConfig")
+CONFIG_CLASSES = ("ModelConfig", "RecurrentConfig", "AttentionConfig", "RecursionConfig")
 
 Sources = Mapping[str, str]
 """Source text by module name."""

@@ -18,6 +18,7 @@ from griffinlm.config import (
     ConfigError,
     ModelConfig,
     RecurrentConfig,
+    RecursionConfig,
 )
 from griffinlm.presets import PRESETS, bfloat16_sqrt
 
@@ -31,6 +32,9 @@ PUBLISHED_COUNTS = {
 
 ENDLESS = pytest.param(10**5000, id="endless")
 """An integer that Python refuses to print."""
+
+PARTS = {"recurrent": RecurrentConfig, "attention": AttentionConfig, "recursion": RecursionConfig}
+RECURSION = {"num_loops": 1, "tie": "matrices", "rank": 2}
 
 PAPER_SIZES = [name for name in PRESETS if re.fullmatch(r"(griffin|hawk|mqa)-[\d.]+[mb]", name)]
 
@@ -103,6 +107,8 @@ def edited(path: str, value: Any, preset: str = "tiny-griffin") -> dict[str, Any
     """A preset as a dict with the field at a dotted path set to a value."""
     values = PRESETS[preset].to_dict()
     *parents, name = path.split(".")
+    if parents == ["recursion"]:
+        values["recursion"] = dict(RECURSION)
     part = values
     for parent in parents:
         part = part[parent]
@@ -113,7 +119,7 @@ def edited(path: str, value: Any, preset: str = "tiny-griffin") -> dict[str, Any
 def leaf_fields() -> list[str]:
     """Dotted paths of all fields."""
     names = [field.name for field in dataclasses.fields(ModelConfig)]
-    for part, cls in (("recurrent", RecurrentConfig), ("attention", AttentionConfig)):
+    for part, cls in PARTS.items():
         names += [f"{part}.{field.name}" for field in dataclasses.fields(cls)]
     return names
 
@@ -176,11 +182,11 @@ def test_largest_sizes_are_taken_without_computing_on_them():
 
 @pytest.mark.parametrize("path", leaf_fields())
 def test_missing_field_is_named_or_has_its_default(path):
-    values = PRESETS["tiny-griffin"].to_dict()
+    values = {**PRESETS["tiny-griffin"].to_dict(), "recursion": dict(RECURSION)}
     *parents, name = path.split(".")
     part = values[parents[0]] if parents else values
     del part[name]
-    cls = {"recurrent": RecurrentConfig, "attention": AttentionConfig}[parents[0]] if parents else ModelConfig
+    cls = PARTS[parents[0]] if parents else ModelConfig
     default = cls.__dataclass_fields__[name].default
     if default is dataclasses.MISSING:
         assert f"missing {path}" in refusal(values)
@@ -225,6 +231,10 @@ def test_a_hundred_unknown_fields_are_the_first_few_and_a_count():
         ([], "table of fields"),
         (None, "table of fields"),
         (edited("recurrent", [1]), "table of fields"),
+        (edited("recursion", {"num_loops": 2}), "num_loops is 2; 5 layers in a pattern of 3 have room for 1"),
+        (edited("recursion", {"num_loops": 0}), "recursion.num_loops is 0; it must lie in 1..2147483648"),
+        (edited("recursion.rank", -1), "recursion.rank is -1; it must lie in 0..2147483648"),
+        (edited("recursion.tie", "some"), "recursion.tie is 'some'; allowed are matrices, all"),
     ],
 )
 def test_impossible_configuration_says_what_is_wrong(values, words):
@@ -281,3 +291,76 @@ def test_any_damage_to_a_configuration_is_taken_or_refused_in_one_line(preset, e
         if isinstance(part, dict):
             part[name] = value
     assert_config_or_one_line({**values, **additions})
+
+
+def recursive(preset: str, **fields: Any) -> ModelConfig:
+    return dataclasses.replace(PRESETS[preset], recursion=RecursionConfig(**fields))
+
+
+@pytest.mark.parametrize(
+    ("preset", "num_loops", "num_shared", "num_own"),
+    [
+        ("recurrentgemma-2b", 2, 12, 2),
+        ("recurrentgemma-2b", 3, 6, 8),
+        ("recurrentgemma-2b", 4, 6, 2),
+        ("recurrentgemma-2b", 8, 3, 2),
+        ("recurrentgemma-9b", 2, 18, 2),
+        ("recurrentgemma-9b", 3, 12, 2),
+        ("recurrentgemma-9b", 12, 3, 2),
+        ("gemma-2b", 2, 9, 0),
+        ("gemma-2b", 3, 6, 0),
+        ("hawk-100m", 5, 2, 2),
+        ("eyas", 2, 3, 0),
+        ("tiny-griffin", 1, 3, 2),
+    ],
+)
+def test_loops_share_as_many_whole_patterns_as_there_is_room_for(preset, num_loops, num_shared, num_own):
+    config = recursive(preset, num_loops=num_loops)
+    assert config.num_shared_layers == num_shared
+    assert config.num_layers - config.num_looped_layers == num_own
+    for step in config.plan():
+        place = f"{step.weights}.mlp.up.weight"
+        layer = step.depth % num_shared if step.depth < num_loops * num_shared else step.depth
+        assert config.parameter_at(place) == f"layers.{layer}.mlp.up.weight"
+        assert config.block_kinds[layer] == step.kind
+
+
+def test_a_recursive_gemma_has_the_published_counts():
+    """Outside the embedding, of two loops; with the terms of ranks 64 and 512 (papers' table: 0.99, 1.07 and 1.60B)."""
+    sizes = {
+        rank: recursive("gemma-2b", num_loops=2, tie="all", rank=rank).num_parameters - 256_000 * 2048
+        for rank in (0, 64, 512)
+    }
+    assert sizes[0] == (1_981_884_416 - 2048) // 2 + 2048
+    assert {rank: round(size / 1e9, 2) for rank, size in sizes.items()} == {0: 0.99, 64: 1.07, 512: 1.6}
+
+
+def test_matrices_are_shared_and_all_else_is_a_layers_own_or_everything_is_shared():
+    matrices, everything = (recursive("eyas", num_loops=2, tie=tie, rank=4) for tie in ("matrices", "all"))
+    for config in (matrices, everything):
+        own = {
+            p for p in config.place_shapes() if p.startswith(("layers.3", "layers.5")) and config.parameter_at(p) == p
+        }
+        kinds = {place.split(".", 2)[2] for place in own if ".low_rank." not in place}
+        assert all(f"layers.3.{name}.low_rank.up" in own for name in ("mlp.down", "recurrent.rg_lru.input_gate"))
+        if config is everything:
+            assert not kinds
+        else:
+            assert {"mlp_norm.scale", "mlp.up.bias", "recurrent.conv.weight", "recurrent.rg_lru.a_param"} <= kinds
+            assert not any(name.endswith("weight") and ".conv." not in name for name in kinds)
+    for config in (matrices, everything):
+        assert set(config.parameter_shapes()) == {config.parameter_at(place) for place in config.place_shapes()}
+        assert set(PRESETS["eyas"].parameter_shapes()) == {p for p in config.place_shapes() if ".low_rank." not in p}
+
+
+def test_a_rank_above_that_of_a_matrix_is_cut_to_it():
+    shapes = recursive("eyas", num_loops=2, rank=100).parameter_shapes()
+    assert shapes["layers.3.mlp.up.low_rank.down"] == (100, 256)
+    assert shapes["layers.5.attention.key.low_rank.up"] == (64, 64)
+    assert shapes["layers.4.recurrent.rg_lru.input_gate.low_rank.down"] == (4, 64, 64)
+
+
+def test_the_json_of_a_model_without_recursion_does_not_name_it():
+    assert "recursion" not in PRESETS["eyas"].to_dict()
+    config = recursive("eyas", num_loops=2, rank=4, tie="all")
+    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import griffinlm
 from griffinlm import GriffinError
 from griffinlm.conversation import Conversation, ConversationError
-from griffinlm.state import seal
+from griffinlm.state import seal, state_layout
 
 GREEDY = {"max_tokens": 8, "temperature": 0.0}
 words = st.lists(
@@ -260,6 +260,16 @@ def test_well_made_files_that_hold_no_tree_are_refused(griffin, tmp_path, detail
     path = tmp_path / "file"
     path.write_bytes(seal({"x": np.zeros(1, np.float32)}, griffin.identity, details))
     with pytest.raises(ConversationError, match="no conversation"):
+        Conversation.load(path, griffin)
+
+
+def test_a_state_of_two_rows_is_refused(griffin, tmp_path):
+    layout = state_layout(griffin.config, 2, None, griffin.window_dtype, griffin.precision)
+    arrays = {name: np.zeros(spec.shape, spec.dtype) for name, spec in layout.items()}
+    arrays |= {"pending": np.full(2, -1), "conversation.token_ids": np.zeros((0, 0), np.int32)}
+    path = tmp_path / "conversation"
+    path.write_bytes(seal(arrays, griffin.identity, {"turns": [], "current": 0}))
+    with pytest.raises(GriffinError, match="other tokens than those it lists"):
         Conversation.load(path, griffin)
 
 

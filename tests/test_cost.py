@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from griffinlm.config import AttentionConfig, ModelConfig, RecurrentConfig
+from griffinlm.config import AttentionConfig, ModelConfig, RecurrentConfig, RecursionConfig
 from griffinlm.cost import (
     num_visible_pairs,
     reading_operations,
@@ -24,6 +24,13 @@ from griffinlm.presets import PRESETS
 from griffinlm.train.objective import Objective
 
 TINY = ("tiny-griffin", "tiny-hawk", "tiny-gemma")
+RECURSIVE = {
+    "recursive griffin": dataclasses.replace(
+        PRESETS["tiny-griffin"], num_layers=7, recursion=RecursionConfig(2, rank=3)
+    ),
+    "recursive gemma": dataclasses.replace(PRESETS["tiny-gemma"], num_layers=4, recursion=RecursionConfig(2, "all", 5)),
+}
+CONFIGS = {**{preset: PRESETS[preset] for preset in TINY}, **RECURSIVE}
 ACTIVATION_TOLERANCE = 0.1
 """Share by which the activations counted may differ from the tensors that are kept."""
 PEAK_TOLERANCE = 0.15
@@ -37,12 +44,6 @@ def attention_excess(config: ModelConfig, num_tokens: int) -> int:
         return 0
     inner = config.attention.num_heads * config.attention.head_size
     return 4 * inner * num_blocks * num_tokens**2 - reading_operations(config, num_tokens).attention
-
-
-def decay_gradient(config: ModelConfig, num_tokens: int) -> int:
-    """Operations of the sums over tokens that are the gradients of a_param, which torch does as products."""
-    num_blocks = sum(kind == "recurrent" for kind in config.block_kinds)
-    return 0 if config.recurrent is None else 2 * num_blocks * num_tokens * config.recurrent.width
 
 
 def counted(call) -> int:
@@ -59,24 +60,24 @@ def test_visible_pairs_are_those_of_the_mask(num_tokens, window):
     assert num_visible_pairs(num_tokens, window) == int(mask.sum())
 
 
-@pytest.mark.parametrize("preset", TINY)
+@pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("num_tokens", [2, 5, 30])
-def test_reading_operations_equal_those_that_torch_counts(preset, num_tokens):
-    config = PRESETS[preset]
+def test_reading_operations_equal_those_that_torch_counts(name, num_tokens):
+    config = CONFIGS[name]
     model, tokens = Griffin(config), torch.zeros(1, num_tokens, dtype=torch.int64)
     with torch.no_grad():
         found = counted(lambda: model(tokens))
     assert found == reading_operations(config, num_tokens).total + attention_excess(config, num_tokens)
 
 
-@pytest.mark.parametrize("preset", TINY)
+@pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("num_tokens", [2, 5, 30])
-def test_training_operations_equal_those_that_torch_counts(preset, num_tokens):
-    config = PRESETS[preset]
+def test_training_operations_equal_those_that_torch_counts(name, num_tokens):
+    config = CONFIGS[name]
     model, tokens = Objective(Griffin(config), 7), torch.zeros(1, num_tokens, dtype=torch.int64)
     positions = torch.arange(num_tokens)[None]
     found = counted(lambda: model(tokens, positions, tokens)["loss"].backward())
-    excess = 3 * attention_excess(config, num_tokens) + decay_gradient(config, num_tokens)
+    excess = 3 * attention_excess(config, num_tokens)
     assert found == training_operations(config, num_tokens, recompute=False) + excess
 
 
@@ -161,7 +162,7 @@ def test_operations_of_training_with_recomputed_blocks_equal_those_that_torch_co
     model.griffin.gradient_checkpointing = True
     positions = torch.arange(num_tokens)[None]
     found = counted(lambda: model(tokens, positions, tokens)["loss"].backward())
-    excess = 4 * attention_excess(config, num_tokens) + decay_gradient(config, num_tokens)
+    excess = 4 * attention_excess(config, num_tokens)
     assert found == training_operations(config, num_tokens, recompute=True) + excess
 
 

@@ -1,7 +1,8 @@
 """Writes a GGUF file of random weights in the shapes of a model that llama.cpp knows.
 
-Run as `python -m peers.gguf_models MODEL TYPE PATH`; needs numpy and gguf. Every matrix is of TYPE, embedding and head
-too: `llama-quantize` would keep a Q4_0 model's head in Q6_K, so these files are smaller than its own, and faster.
+Run as `python -m peers.gguf_models MODEL TYPE PATH [characters]`; needs numpy and gguf. Every matrix is of TYPE,
+embedding and head too: `llama-quantize` would keep a Q4_0 model's head in Q6_K, so these files are smaller than its
+own, and faster. With `characters` the file has a vocabulary, in which every character is a token; else it has none.
 """
 
 import math
@@ -14,6 +15,8 @@ from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter  # pyright: ignore[reportMissingImports]
+
+from .characters import BYTES, CONTROL, vocabulary
 
 BLOCK_WEIGHTS = 32
 BLOCK_BYTES = {"Q4_0": 16, "Q8_0": 32}
@@ -131,7 +134,26 @@ def plain_values(name: str, shape: tuple[int, ...], random: np.random.Generator)
     return 0.1 * random.standard_normal(shape, dtype=np.float32)
 
 
-def write_model(model: str, kind: str, path: Path) -> None:
+def describe_characters(writer: GGUFWriter, vocab_size: int) -> None:
+    """The vocabulary of characters in SentencePiece's form, which writes a space as U+2581."""
+    normal, unknown, control, byte = 1, 2, 3, 6  # llama.cpp's types of tokens
+    types = [control] * len(CONTROL) + [byte] * len(BYTES)
+    types[CONTROL.index("<unk>")] = unknown
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([token.replace(" ", "\u2581") for token in vocabulary(vocab_size)])
+    writer.add_token_scores([0.0] * vocab_size)
+    writer.add_token_types([*types, *[normal] * (vocab_size - len(types))])
+    for role, add in (
+        ("<bos>", writer.add_bos_token_id),
+        ("<eos>", writer.add_eos_token_id),
+        ("<unk>", writer.add_unk_token_id),
+        ("<pad>", writer.add_pad_token_id),
+    ):
+        add(CONTROL.index(role))
+    writer.add_add_space_prefix(False)
+
+
+def write_model(model: str, kind: str, path: Path, has_characters: bool = False) -> None:
     """Writes `model` of MODELS with matrices of type `kind`, tensor by tensor; nothing half-written stays at `path`."""
     sizes = MODELS[model]
     partial = path.with_suffix(".partial")
@@ -141,7 +163,10 @@ def write_model(model: str, kind: str, path: Path) -> None:
     writer.add_embedding_length(sizes.width)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_vocab_size(sizes.vocab_size)
-    writer.add_tokenizer_model("no_vocab")
+    if has_characters:
+        describe_characters(writer, sizes.vocab_size)
+    else:
+        writer.add_tokenizer_model("no_vocab")
     sizes.describe(writer)
     shapes = list(sizes.shapes())
     for name, shape in shapes:
@@ -163,4 +188,4 @@ def write_model(model: str, kind: str, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    write_model(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    write_model(sys.argv[1], sys.argv[2], Path(sys.argv[3]), has_characters=sys.argv[4:] == ["characters"])

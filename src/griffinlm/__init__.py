@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from griffinlm.config import ModelConfig as ModelConfig
     from griffinlm.errors import GriffinError as GriffinError
     from griffinlm.generation.completion import Generation as Generation
-    from griffinlm.generation.sampling import SamplingParameters as SamplingParameters
+    from griffinlm.generation.parameters import SamplingParameters as SamplingParameters
     from griffinlm.language_model import LanguageModel as LanguageModel
     from griffinlm.loading import load as load
     from griffinlm.state import State as State
@@ -23,7 +23,7 @@ _HOMES = {
     "ModelConfig": "griffinlm.config",
     "GriffinError": "griffinlm.errors",
     "Generation": "griffinlm.generation.completion",
-    "SamplingParameters": "griffinlm.generation.sampling",
+    "SamplingParameters": "griffinlm.generation.parameters",
     "LanguageModel": "griffinlm.language_model",
     "load": "griffinlm.loading",
     "State": "griffinlm.state",

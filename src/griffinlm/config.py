@@ -10,6 +10,7 @@ from griffinlm.errors import GriffinError
 
 BlockKind = Literal["recurrent", "local_attention", "global_attention"]
 DecayRange = Literal["decay", "decay_to_the_eighth"]
+Tie = Literal["matrices", "all"]
 
 RG_LRU_EXPONENT = 8.0
 """c of the RG-LRU: log a_t = -c * r_t * softplus(a_param) (Griffin paper, equation 6)."""
@@ -17,6 +18,10 @@ RG_LRU_EXPONENT = 8.0
 MAX_SIZE, MAX_LAYERS = 2**31, 10_000
 MIN_NUMBER, MAX_NUMBER = 1e-30, 1e30
 """Bounds far outside every real model: a damaged configuration is refused before anything is computed from it."""
+
+
+LOW_RANK = ".low_rank"
+"""Follows the name of a linear or gate in those of the term that a layer adds to a shared matrix."""
 
 
 class ConfigError(GriffinError):
@@ -78,16 +83,38 @@ class AttentionConfig:
 
 
 @dataclass(frozen=True)
+class RecursionConfig:
+    """Layers that share parameters: layer l computes with those of layer l mod K, for l below num_loops * K.
+
+    K is `ModelConfig.num_shared_layers`. The layers behind the last loop share nothing.
+    """
+
+    num_loops: int
+    """R, how often a pass goes through the K layers."""
+    tie: Tie = "matrices"
+    """What they share: the matrices of linears and gates, or all parameters. Norms, biases, convolutions and decays
+    are then a layer's own, or shared too."""
+    rank: int = 0
+    """r of the term up (down x) by which each layer's product with a shared matrix differs; 0 is none, and a rank above
+    that of the matrix is cut to it."""
+
+    def __post_init__(self) -> None:
+        _check_values(self, "recursion.", may_be_zero=("rank",))
+        if self.tie not in get_args(Tie):
+            raise ConfigError(f"recursion.tie is {_shown(self.tie)}; allowed are {', '.join(get_args(Tie))}")
+
+
+@dataclass(frozen=True)
 class Step:
     """One block of the forward pass, as both engines walk it."""
 
     kind: BlockKind
     weights: str
-    """Prefix of the block's parameter names, e.g. `layers.7`."""
+    """Prefix of the block's places, e.g. `layers.7`; `ModelConfig.parameter_at` says which parameter stands at one."""
     depth: int
     """Which block of the pass this is, from 0."""
     state: str
-    """Prefix of the block's state arrays; differs from `weights` where several depths share one block's weights."""
+    """Prefix of the block's state arrays, which no other block shares."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +138,8 @@ class ModelConfig:
     logit_soft_cap: float | None = None
     """c of logits = c * tanh(logits / c); None leaves the logits as they are."""
     norm_epsilon: float = 1e-6
+    recursion: RecursionConfig | None = None
+    """Which layers share parameters; None where every layer has its own."""
 
     def __post_init__(self) -> None:
         _check_values(self, "")
@@ -126,6 +155,12 @@ class ModelConfig:
             raise ConfigError("attention sizes must be given exactly where the pattern has attention blocks")
         if self.attention is not None and ("local_attention" in kinds) != (self.attention.window_tokens is not None):
             raise ConfigError("attention.window_tokens must be given exactly where the pattern has local_attention")
+        if self.recursion is not None and not self.num_shared_layers:
+            most, period = self.num_layers // len(self.block_pattern), len(self.block_pattern)
+            raise ConfigError(
+                f"recursion.num_loops is {self.recursion.num_loops}; {self.num_layers} layers in a pattern of {period} "
+                f"have room for {most}"
+            )
 
     @property
     def block_kinds(self) -> tuple[BlockKind, ...]:
@@ -138,6 +173,19 @@ class ModelConfig:
         """Whether the state grows with the sequence (global attention) and so must be given a capacity."""
         return "global_attention" in self.block_kinds
 
+    @property
+    def num_shared_layers(self) -> int:
+        """K, the most layers of whole patterns of which all loops together have room; 0 without recursion."""
+        if self.recursion is None:
+            return 0
+        period = len(self.block_pattern)
+        return self.num_layers // (period * self.recursion.num_loops) * period
+
+    @property
+    def num_looped_layers(self) -> int:
+        """R K, the first layers of the pass; those behind them share nothing."""
+        return 0 if self.recursion is None else self.recursion.num_loops * self.num_shared_layers
+
     def plan(self) -> tuple[Step, ...]:
         """The blocks of one forward pass in order."""
         return tuple(
@@ -145,15 +193,44 @@ class ModelConfig:
             for i, kind in enumerate(self.block_kinds)
         )
 
-    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every parameter; linear weights are [out, in]. The head is the embedding, stored once."""
+    def parameter_at(self, place: str) -> str:
+        """The name of the parameter that stands at a place of `place_shapes`: the place itself, or a shared one."""
+        if self.recursion is None or not place.startswith("layers."):
+            return place
+        _, number, name = place.split(".", 2)
+        is_shared = is_matrix(name) if self.recursion.tie == "matrices" else LOW_RANK not in name
+        if not is_shared or int(number) >= self.num_looped_layers:
+            return place
+        return f"layers.{int(number) % self.num_shared_layers}.{name}"
+
+    def place_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of everything that the blocks compute with, as if no layer shared a parameter with another."""
         D = self.width
         shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (self.vocab_size, D)}
         for step in self.plan():
             block = self._recurrent_shapes() if step.kind == "recurrent" else self._attention_shapes()
             block = {"temporal_norm.scale": (D,), **block, "mlp_norm.scale": (D,), **self._mlp_shapes()}
+            if step.depth < self.num_looped_layers:
+                block |= self._low_rank_shapes(block)
             shapes.update({f"{step.weights}.{name}": shape for name, shape in block.items()})
         shapes["final_norm.scale"] = (D,)
+        return shapes
+
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every parameter; linear weights are [out, in]. The head is the embedding, stored once.
+
+        A parameter that layers share is stored once, under the name of the first of them.
+        """
+        return {place: shape for place, shape in self.place_shapes().items() if self.parameter_at(place) == place}
+
+    def _low_rank_shapes(self, block: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """down [r, in] and up [out, r] of every matrix of a block; of a gate [h, r, b] and [h, b, r]."""
+        assert self.recursion is not None
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name in filter(is_matrix, block if self.recursion.rank else ()):
+            *blocks, out, into = block[name]
+            rank, term = min(self.recursion.rank, out, into), name.removesuffix(".weight") + LOW_RANK
+            shapes |= {f"{term}.down": (*blocks, rank, into), f"{term}.up": (*blocks, out, rank)}
         return shapes
 
     def _recurrent_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -202,9 +279,14 @@ class ModelConfig:
         return self.vocab_size * self.width
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `from_dict` gives back an equal configuration."""
+        """Plain JSON values; `from_dict` gives back an equal configuration.
+
+        `recursion` is there only where layers share parameters, so that digests of other models do not depend on it.
+        """
         values = dataclasses.asdict(self)
         values["block_pattern"] = list(self.block_pattern)
+        if self.recursion is None:
+            del values["recursion"]
         return values
 
     @classmethod
@@ -217,7 +299,8 @@ class ModelConfig:
         fields = _checked_names(cls, "", values)
         if isinstance(fields["block_pattern"], list):
             fields["block_pattern"] = tuple(fields["block_pattern"])
-        for name, part in (("recurrent", RecurrentConfig), ("attention", AttentionConfig)):
+        parts = {"recurrent": RecurrentConfig, "attention": AttentionConfig, "recursion": RecursionConfig}
+        for name, part in parts.items():
             if fields.get(name) is not None:
                 fields[name] = part(**_checked_names(part, f"{name}.", fields[name]))
         return cls(**fields)
@@ -235,6 +318,11 @@ class ModelConfig:
             return PRESETS[name]
         except KeyError:
             raise ConfigError(f"no preset is called {name!r}; there are {', '.join(PRESETS)}") from None
+
+
+def is_matrix(name: str) -> bool:
+    """Whether a parameter is a matrix: the weight of a linear or of a gate, or the embedding."""
+    return name.endswith(".weight") and not name.endswith(".conv.weight")
 
 
 def _linear_shapes(name: str, out: int, into: int, *, bias: bool) -> dict[str, tuple[int, ...]]:
@@ -257,9 +345,11 @@ _KINDS_OF_VALUE: dict[Any, tuple[str, tuple[type, ...]]] = {
     float: ("a number", (int, float)),
     bool: ("true or false", (bool,)),
     DecayRange: ("a name", (str,)),
+    Tie: ("a name", (str,)),
     tuple[BlockKind, ...]: ("a list of block kinds", (tuple,)),
     RecurrentConfig | None: ("recurrent sizes or null", (RecurrentConfig, type(None))),
     AttentionConfig | None: ("attention sizes or null", (AttentionConfig, type(None))),
+    RecursionConfig | None: ("a recursion or null", (RecursionConfig, type(None))),
     int | None: ("an integer or null", (int, type(None))),
     float | None: ("a number or null", (int, float, type(None))),
 }
@@ -280,8 +370,9 @@ def _check_values(config: Any, prefix: str, may_be_zero: tuple[str, ...] = ()) -
                 raise ConfigError(f"{name} is {_shown(value)}; it must be a positive number up to {MAX_NUMBER:g}")
         else:
             largest = MAX_LAYERS if field.name == "num_layers" else MAX_SIZE
-            if not 1 <= value <= largest:
-                raise ConfigError(f"{name} is {_shown(value)}; it must lie in 1..{largest}")
+            smallest = 0 if field.name in may_be_zero else 1
+            if not smallest <= value <= largest:
+                raise ConfigError(f"{name} is {_shown(value)}; it must lie in {smallest}..{largest}")
 
 
 def _checked_names(cls: type, prefix: str, values: object) -> dict[str, Any]:

@@ -3,12 +3,10 @@
 import math
 from typing import NamedTuple
 
-from griffinlm.config import BlockKind, ModelConfig
+from griffinlm.config import LOW_RANK, BlockKind, ModelConfig, is_matrix
 
 FLOAT32_BYTES = 4
 ADAM_MOMENTS = 2
-LOGIT_COPIES = 5
-"""float32 copies of a chunk's logits when its gradient is taken: capped, log-softmax, and gradients of these."""
 ATTENTION_BLOCK_TOKENS = 256
 """Queries that attention takes at once, at least; half a window where that is more."""
 
@@ -35,12 +33,12 @@ class Operations(NamedTuple):
 def reading_operations(config: ModelConfig, row_tokens: int) -> Operations:
     """Operations of the forward pass over one document of `row_tokens`.
 
-    blocks     2 T (parameters of all matrices)
+    blocks     2 T (parameters of all matrices and low-rank terms; those that layers share count in each of them)
     attention  4 (num_heads head_size) sum over tokens t of min(t, W) + 1, for each attention block
     head       2 T V D
     """
-    shapes = config.parameter_shapes()
-    matrices = sum(math.prod(s) for n, s in shapes.items() if n.endswith(".weight") and ".conv." not in n)
+    shapes = config.place_shapes()
+    matrices = sum(math.prod(shape) for name, shape in shapes.items() if is_matrix(name) or LOW_RANK in name)
     head = math.prod(shapes["embedding.weight"])
     attention = 0
     for kind in config.block_kinds:
@@ -60,14 +58,13 @@ def num_visible_pairs(row_tokens: int, window_tokens: int | None) -> int:
 def training_operations(config: ModelConfig, row_tokens: int, recompute: bool) -> int:
     """Operations of forward and backward pass over one document: three times reading, and what is computed again.
 
-    The head's logits always are; `recompute` adds the blocks, but for their last product, before which torch stops.
+    `recompute` adds the blocks, but for their last product, before which torch stops.
     """
     reading = reading_operations(config, row_tokens)
-    again = reading.head
-    if recompute:
-        last_products = 2 * row_tokens * config.num_layers * config.mlp_hidden * config.width
-        again += reading.blocks + reading.attention - last_products
-    return 3 * reading.total + again
+    if not recompute:
+        return 3 * reading.total
+    last_products = 2 * row_tokens * config.num_layers * config.mlp_hidden * config.width
+    return 3 * reading.total + reading.blocks + reading.attention - last_products
 
 
 class TrainingMemory(NamedTuple):
@@ -81,6 +78,7 @@ class TrainingMemory(NamedTuple):
     """Parameters that are whole for a while: copies in bfloat16 on one device, gathered units on several."""
     activations: int
     logits: int
+    """Those of a chunk, which become their own gradient, and the head's part of the embedding's gradient."""
 
     @property
     def total(self) -> int:
@@ -114,27 +112,29 @@ def training_memory(
         kept = FLOAT32_BYTES * config.width * len(blocks) + max(blocks)
     around = 3 * FLOAT32_BYTES * config.width
     chunk = min(loss_chunk_tokens, num_tokens)
+    logit_bytes = FLOAT32_BYTES + (0 if element == FLOAT32_BYTES else 2 * element)
     return TrainingMemory(
         weights=FLOAT32_BYTES * share,
         gradients=FLOAT32_BYTES * share,
         optimizer=ADAM_MOMENTS * FLOAT32_BYTES * share,
         gathered=_gathered(config, element, num_devices),
         activations=num_tokens * (kept + around + max(blocks)),
-        logits=chunk * config.vocab_size * (LOGIT_COPIES * FLOAT32_BYTES + element),
+        logits=config.vocab_size * (chunk * logit_bytes + FLOAT32_BYTES * config.width),
     )
 
 
 def _block_activations(config: ModelConfig, kind: BlockKind, row_tokens: int, element: int) -> int:
     """Bytes that a token's way through a block leaves for the backward pass.
 
-    The residual stream with its norms 6 D float32; the MLP 4 X; a recurrent block 10 L, and 3 L float32 for gates,
-    state and convolution; attention queries and outputs, keys, values and angles, and a mask over the keys of a block
-    of queries.
+    The residual stream with its norms 4 D float32; the MLP 3 X; a recurrent block 4 L, 3 L float32 for gates and state,
+    and the state once more where its type is another; attention queries and outputs, keys, values and angles, and a
+    mask over the keys of a block of queries.
     """
-    size = 6 * FLOAT32_BYTES * config.width + 4 * element * config.mlp_hidden
+    size = 4 * FLOAT32_BYTES * config.width + 3 * element * config.mlp_hidden
     if kind == "recurrent":
         assert config.recurrent is not None
-        return size + (10 * element + 3 * FLOAT32_BYTES) * config.recurrent.width
+        outputs = 0 if element == FLOAT32_BYTES else element
+        return size + (4 * element + 3 * FLOAT32_BYTES + outputs) * config.recurrent.width
     assert config.attention is not None
     window = config.attention.window_tokens if kind == "local_attention" else None
     inner, head_size = config.attention.num_heads * config.attention.head_size, config.attention.head_size
@@ -144,12 +144,16 @@ def _block_activations(config: ModelConfig, kind: BlockKind, row_tokens: int, el
 
 
 def _gathered(config: ModelConfig, element: int, num_devices: int) -> int:
-    """One device: a bfloat16 copy of every matrix. Several: the embedding's unit and two blocks, with gradients."""
+    """One device: a bfloat16 copy of every matrix. Several: the embedding's unit and two blocks, with gradients.
+
+    Layers that share parameters are in the embedding's unit.
+    """
     if num_devices == 1:
         return 0 if element == FLOAT32_BYTES else element * config.num_parameters
     sizes: dict[str, int] = {}
     for name, shape in config.parameter_shapes().items():
-        unit = ".".join(name.split(".")[:2]) if name.startswith("layers.") else ""
+        is_own_unit = name.startswith("layers.") and config.recursion is None
+        unit = ".".join(name.split(".")[:2]) if is_own_unit else ""
         sizes[unit] = sizes.get(unit, 0) + math.prod(shape)
     outer = sizes.pop("")
-    return 2 * element * (outer + 2 * max(sizes.values()))
+    return 2 * element * (outer + 2 * max(sizes.values(), default=0))

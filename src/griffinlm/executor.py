@@ -1,7 +1,7 @@
 """The protocol between whoever turns requests into tokens and whoever owns the memory of the model."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -67,6 +67,37 @@ class Executor(Protocol):
 
     def release(self, slot: int) -> None:
         """Empties the slot, so that the next conversation finds nothing of the last, its adapter included."""
+        ...
+
+
+class Draw(NamedTuple):
+    """How the next token is drawn from logits: the fields of `SamplingParameters` that no earlier token matters to."""
+
+    number: float
+    """The uniform number in [0, 1) behind the token; not looked at where the temperature is 0."""
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+
+
+@runtime_checkable
+class DrawingExecutor(Executor, Protocol):
+    """An executor that can also draw tokens where their logits are, so that these need not come to the host."""
+
+    def step_and_draw(
+        self, slots: Sequence[int], tokens: Sequence[int], draws: Sequence[Draw], num_choices: int | None = None
+    ) -> np.ndarray:
+        """Reads one token a slot and draws the next one of each; int64 [rows].
+
+        A token is the one that `generation.candidates.draw_tokens` gives for the logits of `step`.
+
+        Args:
+            num_choices: ids from here on are never drawn.
+
+        Returns:
+            -1 where the best logit is not finite; the slot has read its token all the same.
+        """
         ...
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from griffinlm.config import ModelConfig
 from griffinlm.executor import Engine, Executor, ExecutorError, LogitsChoice, check_adapter, check_tokens
 from griffinlm.generation.answering import Answers, GenerationError, GenerationOptions, Options
+from griffinlm.generation.candidates import log_normaliser
 from griffinlm.generation.completion import Generation
-from griffinlm.generation.sampling import log_normaliser
 from griffinlm.state import NOTHING_PENDING, Fingerprint, Identity, State, StateError, state_layout
 from griffinlm.text import Tokenizer, TokenizerError
 

@@ -336,8 +336,9 @@ def read_whole(path: str | os.PathLike[str], kind: str) -> bytes:
         return Path(path).read_bytes()
     except FileNotFoundError as error:
         raise StateError(f"there is no {kind} {path}") from error
-    except OSError as error:
-        raise StateError(f"{kind} {path} cannot be read: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:
+        # A ValueError is of a name that holds a zero byte.
+        raise StateError(f"{kind} {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes, kind: str) -> None:
@@ -359,8 +360,8 @@ def write_whole(path: str | os.PathLike[str], content: bytes, kind: str) -> None
         except BaseException:
             os.unlink(temporary)
             raise
-    except OSError as error:
-        raise StateError(f"{kind} {path} cannot be written: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:
+        raise StateError(f"{kind} {path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _parsed(content: bytes, kind: str, name: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -21,6 +21,37 @@ PEERS = {
     ],
 }
 
+SPREAD = {"count": 3, "median_ms": 20.0, "percentile_99_ms": 90.0, "most_ms": 99.0}
+LOAD = {
+    "date": "2026-01-01",
+    "servers": [
+        {
+            "server": "griffin int4",
+            "status": "measured",
+            "first_token": {"question": SPREAD, "document": SPREAD},
+            "between_tokens": SPREAD,
+            "memory": [{"seconds": 0.0, "bytes": 10**9}, {"seconds": 9.0, "bytes": 10**9}],
+        },
+        {"server": "llama.cpp Gemma Q4_0", "status": "skipped", "reason": "it is not there"},
+    ],
+}
+
+BASELINES = {
+    "date": "2026-01-01",
+    "text_settings": {"row_tokens": 8},
+    "recall_settings": {"lengths": [8, 16], "tasks": {"induction_heads": 8, "selective_copying": 8}},
+    "text": [
+        {"model": model, "long_texts": {"books": {"positions": [0, 4], "bits": [9.0, 8.0], "bytes": [4, 4]}}}
+        for model in ("griffin", "hawk", "mqa")
+    ],
+    "recall": [
+        {"model": model, "task": task, "curve": [[50, 0.5], [100, share]], "accuracy": [[8, share], [16, 0.5]]}
+        for model in ("griffin", "hawk", "mqa")
+        for task in ("induction_heads", "selective_copying")
+        for share in (0.8, 1.0)
+    ],
+}
+
 
 def draw(results: Path, pictures: Path) -> set[str]:
     subprocess.run([sys.executable, ROOT / "benchmarks" / "plots.py", results, pictures], check=True)
@@ -33,7 +64,9 @@ def test_sizes_need_no_record_and_the_newest_record_is_drawn(tmp_path):
     assert draw(results, tmp_path / "first") == {"state_sizes.svg"}
     (results / "here-2026-01-01-memory_and_speed.json").write_text(json.dumps(RECORD))
     (results / "here-2026-01-01-cpu_peers.json").write_text(json.dumps(PEERS))
-    drawn = {"memory_and_speed.svg", "cpu_peers.svg"}
+    (results / "here-2026-01-01-serve_load.json").write_text(json.dumps(LOAD))
+    (results / "here-2026-01-01-baselines.json").write_text(json.dumps(BASELINES))
+    drawn = {"memory_and_speed.svg", "cpu_peers.svg", "serve_load.svg", "baselines.svg"}
     assert draw(results, tmp_path / "second") == {"state_sizes.svg", *drawn}
     for name in drawn:
         assert "<svg" in (tmp_path / "second" / name).read_text(encoding="utf-8")

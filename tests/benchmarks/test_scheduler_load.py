@@ -31,6 +31,7 @@ def test_reports_speed_pace_and_later_turns(tmp_path: Path):
     report = json.loads(done.stdout)
     assert report["batch"]["rows"] == 8
     assert report["batch"]["share"] > 0
+    assert all(milliseconds > 0 for cuts in report["sampling, ms a step"].values() for milliseconds in cuts.values())
     assert report["pace"]["steps"] >= 1
     for tier in ("memory", "disk"):
         turns = report[f"later turns, from {tier}"]

@@ -21,11 +21,14 @@ def test_reports_speed_and_memory_of_both(tmp_path: Path):
     done = run("--smoke", *sizes, "--json", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    ours, theirs = (report["summary"][program] for program in ("griffinlm", "transformers"))
-    assert report["speed_ratio"] == pytest.approx(theirs["seconds_per_step"] / ours["seconds_per_step"], rel=0.05)
-    assert report["memory_ratio"] == pytest.approx(ours["peak_bytes"] / theirs["peak_bytes"], abs=1e-3)
-    assert [len(report["runs"][program][0]["losses"]) for program in report["runs"]] == [2, 1]
-    assert all(min(measured["seconds"]) > 0 for runs in report["runs"].values() for measured in runs)
+    assert [pair["matmul_precision"] for pair in (report, report["bfloat16_products"])] == ["highest", "medium"]
+    for pair in (report, report["bfloat16_products"]):
+        ours, theirs = (pair["summary"][program] for program in ("griffinlm", "transformers"))
+        assert pair["speed_ratio"] == pytest.approx(theirs["seconds_per_step"] / ours["seconds_per_step"], rel=0.05)
+        assert pair["memory_ratio"] == pytest.approx(ours["peak_bytes"] / theirs["peak_bytes"], abs=1e-3)
+        assert [len(pair["runs"][program][0]["losses"]) for program in pair["runs"]] == [2, 1]
+        assert all(min(measured["seconds"]) > 0 for runs in pair["runs"].values() for measured in runs)
+        assert 0 < pair["products_seconds"] < theirs["seconds_per_step"]
     (written,) = tmp_path.iterdir()
     assert written.name.endswith(f"-{report['date']}-training_speed.json")
     assert json.loads(written.read_text(encoding="utf-8")) == report

@@ -122,6 +122,46 @@ def test_a_stopped_answer_is_kept_and_the_conversation_goes_on(url, open_page):
     assert tree_of(page) == ["0beginning", "1Once upon a time", "2And then?"]
 
 
+def test_an_answer_cut_at_its_length_says_so_and_goes_on(url, open_page):
+    page = open_page(url)
+    note = page.locator(".answer .note")
+    greedy(page, 60)
+    say(page, "Tell me a story.")  # the answer has an end of its own
+    assert note.count() == page.get_by_text("Go on", exact=True).count() == 0
+    page.fill("#max-tokens", "3")
+    say(page, "Once upon a time")
+    assert note.all_text_contents() == ["cut at its length limit"]
+    assert page.locator("#status").text_content().endswith("(cut at its length limit)")
+    page.click("text=Go on")
+    page.wait_for_selector("#send:visible")
+    assert tree_of(page) == ["0beginning", "1Tell me a story.", "2Once upon a time", "3Go on."]
+    told = note.all_text_contents()
+    page.reload()
+    page.wait_for_selector("#model:enabled")
+    assert note.all_text_contents() == told != []
+
+
+def test_an_answer_cut_at_its_deadline_says_so(start_server, open_page):
+    page = open_page(start_server("--request-timeout", 0.5))
+    greedy(page, 100_000)
+    page.fill("#temperature", "2")
+    for _ in range(20):  # an answer may end before
+        say(page, "Once upon a time")
+        if page.locator(".answer .note").count():
+            break
+    assert page.locator(".answer .note").text_content() == "cut at its time limit"
+
+
+def test_nothing_is_asked_again_with_numbers_out_of_range(url, open_page):
+    page = open_page(url)
+    greedy(page, 6)
+    say(page, "Once upon a time")
+    page.fill("#temperature", "7")
+    for name in ("Again", "Go on"):
+        page.click(f"text={name}")
+        assert tree_of(page) == ["0beginning", "1Once upon a time"]
+
+
 def test_an_edited_message_grows_a_branch_and_the_old_one_stays(url, open_page):
     page = open_page(url)
     greedy(page)
@@ -213,6 +253,24 @@ def test_a_saved_conversation_goes_on_elsewhere(url, start_server, open_page, sa
     assert anew < 40 < whole
 
 
+def test_a_conversation_is_saved_where_the_server_has_lost_its_state(url, open_page, tmp_path):
+    page = open_page(url)
+    greedy(page)
+    first = say(page, "The hawk flies.")
+    id_of = "JSON.parse(sessionStorage.getItem('griffin.tree')).turns[0].responseId"
+    request = urllib.request.Request(f"{url}v1/responses/{page.evaluate(id_of)}", method="DELETE")
+    urllib.request.urlopen(request).close()
+    with page.expect_download() as download:
+        page.click("#save")
+    # The browser notes the refusal by itself.
+    assert ["404" in fault for fault in open_page.faults] == [True]
+    open_page.faults.clear()
+    download.value.save_as(tmp_path / "conversation.griffin")
+    other = open_page(url)
+    other.set_input_files("#file", tmp_path / "conversation.griffin")
+    playwright.expect(other.locator(".answer .said")).to_have_text(first)
+
+
 def test_a_file_with_another_state_is_refused(url, open_page, saved):
     _, path = saved
     content = bytearray(path.read_bytes())
@@ -288,6 +346,9 @@ def test_a_server_with_keys_is_asked_with_one(start_server, open_page, browser, 
     page.fill("#key", "wrong")
     page.press("#key", "Enter")
     page.wait_for_selector("#key-dialog[open]")
+    page.fill("#key", "ключ-of-other-letters")
+    page.press("#key", "Enter")
+    assert page.locator("#key-dialog[open]").count(), "a header cannot hold it"
     page.fill("#key", "correct-horse-battery-staple")
     page.press("#key", "Enter")
     page.wait_for_selector("#model:enabled")

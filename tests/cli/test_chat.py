@@ -1,13 +1,15 @@
 """griffin chat: one line a turn."""
 
 import pytest
+from rich.cells import cell_len
 
 import griffinlm
 from griffinlm.cli import chat as chat_module
 from griffinlm.cli.chat_session import COMMANDS
+from griffinlm.cli.chat_tree import in_short
 from griffinlm.cli.main import main
 from griffinlm.cli.output import readable_bytes
-from griffinlm.conversation import Conversation
+from griffinlm.conversation import Conversation, Turn
 from griffinlm.state import attention_bytes_per_token
 
 OPTIONS = ("--max-tokens", "9", "--temperature", "0")
@@ -46,12 +48,27 @@ def test_commands_go_back_and_grow_branches(chat, tiny_model_directory):
     assert run.out.endswith(f"\n{third}\n{places[1]}\n")
 
 
+@pytest.mark.parametrize("line", [b"/rewind " + b"9" * 5000, b"/fork " + b"9" * 5000, b"/save a\0b", b"/load a\0b"])
+def test_numbers_without_end_and_names_with_zero_bytes_are_one_line(chat, line):
+    run = chat(b"the hawk\n" + line + b"\n")
+    assert run.status == 2
+    assert len(run.err.splitlines()) == 1
+    assert run.err.startswith("error: ")
+
+
 def test_the_tree_has_a_line_a_turn_and_a_mark_where_the_conversation_is(chat):
     assert chat(b"/tree\n").out == "there are no turns yet\n"
     run = chat(b"one\ntwo\n/rewind\nthree\nfour\n/fork 2\nfive\n/tree\n")
     lines = run.out.splitlines()[-5:]
     drawn = ["    1 one →", "    2 ├─ two →", "*   5 │  five →", "    3 └─ three →", "    4    four →"]
     assert [line[: len(start)] for line, start in zip(lines, drawn, strict=True)] == drawn
+
+
+@pytest.mark.parametrize(("question", "answer"), [("日本語" * 30, "答え" * 30), ("the hawk" * 9, "鷹"), ("鷹", "yes")])
+def test_a_turn_in_short_keeps_to_its_columns_in_every_script(question, answer):
+    turn = Turn(1, None, [{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
+    for width in range(20, 90):
+        assert cell_len(in_short(turn, width)) <= width
 
 
 def test_a_saved_conversation_goes_on_as_if_uninterrupted(chat, tmp_path):

@@ -15,7 +15,7 @@ from small_models import PATTERNS, interesting_lengths, random_model
 from tolerances import assert_agree
 
 from griffinlm.checkpoint import Checkpoint, open_checkpoint, write_checkpoint, write_quantized
-from griffinlm.config import AttentionConfig, ModelConfig, RecurrentConfig
+from griffinlm.config import AttentionConfig, ModelConfig, RecurrentConfig, RecursionConfig
 from griffinlm.edge import executor as executor_module
 from griffinlm.edge.engine import OnnxEngine, build_engine
 from griffinlm.edge.executor import OnnxExecutor
@@ -73,6 +73,8 @@ CONFIGS = {
     "attention only": config_of("attention only", 2),
     "Gemma": config_of("Gemma", 2, use_bias=False),
     "recurrent and global": config_of("recurrent and global", 3, embedding_scale=1.0),
+    "recursive Griffin": config_of("Griffin", 7, recursion=RecursionConfig(num_loops=2, rank=2)),
+    "recursive Gemma": config_of("Gemma", 4, recursion=RecursionConfig(num_loops=2, rank=1, tie="all")),
 }
 BLOCKS = {
     "recurrent": config_of("Hawk", 1),
@@ -136,7 +138,7 @@ def write_model(
     config: ModelConfig, folder: Path, weights: str = "float32", seed: int = 0, shard_bytes: int = 1 << 30
 ) -> Checkpoint:
     """A random model in a directory under `folder`."""
-    tensors = {name: tensor.numpy() for name, tensor in random_model(config, seed).state_dict().items()}
+    tensors = {name: tensor.detach().numpy() for name, tensor in random_model(config, seed).named_parameters()}
     write_checkpoint(config, tensors.items(), folder / "model", "griffinlm", shard_bytes=shard_bytes)
     original, recipe = open_checkpoint(folder / "model"), RECIPE_OF[weights]
     if recipe is None:

@@ -105,7 +105,7 @@ def test_prompts_longer_than_a_call_and_a_window_equal_torch(window_tokens):
 def test_extreme_gates_and_decays_equal_torch(gate: float, slowest: float, tmp_path: Path):
     """A gate next to 0 keeps the state almost whole: what it lets in is the root of a very small number."""
     config = BLOCKS["recurrent"]
-    tensors = {name: tensor.numpy() for name, tensor in random_model(config, 0).state_dict().items()}
+    tensors = {name: tensor.detach().numpy() for name, tensor in random_model(config, 0).named_parameters()}
     for name, values in tensors.items():
         if name.endswith("recurrence_gate.bias"):
             values[:] = np.linspace(0, gate, values.size).reshape(values.shape)

@@ -15,6 +15,7 @@ from adapters import ALPHA, Factors, merged, random_factors, write_adapter
 from edge.models import CAPACITY, CONFIGS, NUM_SLOTS, Engines, cuts, engines, is_same, read
 from hypothesis import given
 from hypothesis import strategies as st
+from recursive_models import unrolled
 from tolerances import assert_agree
 
 from griffinlm.checkpoint.adapter import read_low_rank
@@ -71,13 +72,14 @@ def adapted(name: str) -> Adapted:
     }
     terms["state"] = {}
     read_tensor = plain.checkpoint.tensor
+    config, read_plain = unrolled(plain.config, read_tensor)
     built = {
         "onnx": build_engine(plain.checkpoint, "float32", 1, terms),
         "torch": build_torch_engine(plain.config, read_tensor, "float32", "float32", "cpu", terms),
     }
     models = {
         one: build_torch_engine(
-            plain.config, merged(read_tensor, factors[one], ALPHA / RANKS[one]), "float32", "float32", "cpu"
+            config, merged(read_plain, factors[one], ALPHA / RANKS[one]), "float32", "float32", "cpu"
         )
         for one in factors
     }

@@ -35,7 +35,7 @@ def test_every_metric_is_described():
     ("row", "message"),
     [
         (b"no json\n", "line 2: the row is no JSON"),
-        (b"\xff\n", "line 2: the row is no JSON in UTF-8"),
+        (b"\xff\n", "line 2: it is not UTF-8 .byte 0xff"),
         (b"[1]\n", "line 2: the row is a list"),
         ({"query": "x", "gold": 0}, 'line 2: the row has no field "choices"'),
         ({**GOOD, "query": 3}, 'line 2: "query" is a int; it must be a str'),
@@ -61,7 +61,7 @@ def test_a_damaged_row_is_refused_with_file_and_line(row, message, tmp_path):
     [
         ("hellaswag", "no task 'hellaswag'; allowed are arc_challenge, arc_easy"),
         ("piqa", "task piqa has no file"),
-        ("copa", "0 rows that count; task copa needs at least 1"),
+        ("copa", "copa.jsonl is empty; it must hold at least one"),
         ("gsm8k_test", "5 rows that count; task gsm8k_test needs at least 6"),
         ("mmlu", "line 1: there are 2 choices; they must be 4"),
         ("boolq", "cannot be read"),

@@ -85,8 +85,8 @@ class _Nested:
         self.value = value
 
     def __getitem__(self, index):
-        assert index == (0, -1)
-        return self.value
+        assert index in ((0, -1), (0, slice(-1, None)))
+        return self.value if index == (0, -1) else [self.value]
 
 
 class CountDown:

@@ -7,18 +7,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from griffinlm.generation.sampling import (
+from griffinlm.generation.candidates import (
     TOTAL_TOLERANCE,
-    Sampler,
-    SamplingParameters,
     candidates,
     draw,
     log_normaliser,
     log_softmax,
 )
+from griffinlm.generation.parameters import SamplingParameters
+from griffinlm.generation.sampling import Sampler
 
 ROUNDING = 1e-12
 """Relative; sums of float64 in different orders lie less apart."""
+
+
+def drawn(weights: np.ndarray, number: float) -> int:
+    """Of one row."""
+    return int(draw(weights[None], np.array([number]))[0])
 
 
 def kept_by_definition(logits: np.ndarray, parameters: SamplingParameters) -> np.ndarray:
@@ -96,7 +101,7 @@ def test_candidates_are_those_of_the_definition(logits, parameters):
 @given(any_logits(), any_parameters, st.floats(0, 1, exclude_max=True))
 def test_drawn_token_is_the_definitions_but_for_rounding_at_a_step(logits, parameters, number):
     ids, weights = candidates(logits, parameters)
-    token = ids[draw(weights, number)]
+    token = ids[drawn(weights, number)]
     expected = np.nan_to_num(kept_by_definition(logits, parameters))
     reached = np.cumsum(expected)
     assert reached[token] - expected[token] - TOTAL_TOLERANCE <= number <= reached[token] + TOTAL_TOLERANCE
@@ -158,8 +163,8 @@ def test_a_draw_is_exact_across_blocks():
     weights = np.zeros(1000, np.float32)
     weights[[0, 255, 256, 300, 700, 701, 999]] = [1, 2, 1, 1, 3, 4, 4]
     expected = [0, 255, 255, 256, 300, 700, 700, 700, 701, 701, 701, 701, 999, 999, 999, 999]
-    assert [draw(weights, sixteenth / 16) for sixteenth in range(16)] == expected
-    assert [draw(weights, (sixteenth + 0.99) / 16) for sixteenth in range(16)] == expected
+    assert [drawn(weights, sixteenth / 16) for sixteenth in range(16)] == expected
+    assert [drawn(weights, (sixteenth + 0.99) / 16) for sixteenth in range(16)] == expected
 
 
 @pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 3, 100_000)])

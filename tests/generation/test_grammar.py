@@ -17,6 +17,7 @@ from text.small_tokenizers import (
 
 import griffinlm
 from griffinlm import GriffinError
+from griffinlm.generation.candidates import log_softmax
 from griffinlm.generation.grammar import (
     MOST_PATTERNS,
     MOST_SCHEMA_BYTES,
@@ -25,8 +26,9 @@ from griffinlm.generation.grammar import (
     Matcher,
     schema_text,
 )
+from griffinlm.generation.parameters import SamplingParameters
 from griffinlm.generation.request import Request
-from griffinlm.generation.sampling import Sampler, SamplingParameters, log_softmax
+from griffinlm.generation.sampling import Sampler
 from griffinlm.generation.scheduler import Scheduler
 from griffinlm.text import Tokenizer
 

@@ -1,19 +1,15 @@
 """Sampling: each rule on hand-made logits, the draw against its distribution, and its independence of memory."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from griffinlm.generation.sampling import (
-    Sampler,
-    SamplingError,
-    SamplingParameters,
-    candidates,
-    draw,
-    log_softmax,
-    uniform,
-)
+from griffinlm.generation.candidates import candidates, draw, log_softmax, uniforms
+from griffinlm.generation.parameters import SamplingError, SamplingParameters
+from griffinlm.generation.sampling import Sampler, choose_together
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3], np.float32))
 
@@ -126,6 +122,69 @@ def test_same_seed_and_place_give_the_same_token_whatever_came_before():
     assert [Sampler(SamplingParameters(seed=8), first_position=i).choose(r) for i, r in enumerate(rows)] != tokens
 
 
+def test_a_number_is_the_first_of_philox_with_the_seed_as_key_and_the_position_as_counter():
+    for seed, first in ((0, 0), (7, 12), (2**63 - 1, 2**64 - 70)):
+        numbers = list(itertools.islice(uniforms(seed, first), 150))
+        for position, number in enumerate(numbers, first):
+            assert number == np.random.Generator(np.random.Philox(key=seed, counter=position)).random()
+
+
+def test_a_replayed_sampler_draws_the_numbers_behind_the_tokens_it_took_over():
+    rows = np.random.default_rng(0).standard_normal((90, 50)).astype(np.float32)
+    whole, later = Sampler(SamplingParameters(seed=7)), Sampler(SamplingParameters(seed=7))
+    tokens = [whole.choose(row) for row in rows]
+    assert [later.choose(row) for row in rows[:3]] == tokens[:3]
+    later.replay(tokens[3:80])
+    assert [later.choose(row) for row in rows[80:]] == tokens[80:]
+
+
+def any_sampler(draw_from) -> dict:
+    """Arguments of a sampler, with or without each of its rules."""
+    parameters = SamplingParameters(
+        temperature=draw_from(st.sampled_from([0.0, 0.3, 1.0, 1.7])),
+        top_k=draw_from(st.sampled_from([None, None, 1, 40])),
+        top_p=draw_from(st.sampled_from([None, None, 0.5, 0.95])),
+        min_p=draw_from(st.sampled_from([None, None, 0.1])),
+        repetition_penalty=draw_from(st.sampled_from([1.0, 1.0, 1.3])),
+        frequency_penalty=draw_from(st.sampled_from([0.0, 0.0, 0.5])),
+        seed=draw_from(st.integers(0, 2**63 - 1)),
+    )
+    return {
+        "parameters": parameters,
+        "prompt": [3, 5],
+        "first_position": draw_from(st.integers(0, 10_000)),
+        "end_ids": [0, 2],
+        "min_tokens": draw_from(st.sampled_from([0, 2])),
+        "num_alternatives": draw_from(st.sampled_from([None, 2])),
+        "logit_bias": draw_from(st.sampled_from([{}, {4: 2.5}])),
+    }
+
+
+@given(st.data())
+def test_tokens_chosen_together_are_bit_for_bit_those_chosen_alone(data):
+    num_rows = data.draw(st.integers(1, 9))
+    width, num_choices = data.draw(st.sampled_from([(40, None), (300, 290), (1031, 1025), (60_001, 60_000)]))
+    arguments = [any_sampler(data.draw) | {"num_choices": num_choices} for _ in range(num_rows)]
+    together, alone = ([Sampler(**one) for one in arguments] for _ in range(2))
+    random = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    for _ in range(3):
+        logits = (random.standard_normal((num_rows, width)) * 3).astype(np.float32)
+        before = logits.copy()
+        tokens = choose_together(together, logits)
+        assert tokens == [sampler.choose(row) for sampler, row in zip(alone, logits, strict=True)]
+        assert [one.latest for one in together] == [one.latest for one in alone]
+        np.testing.assert_array_equal(logits, before)
+
+
+def test_a_row_that_cannot_be_chosen_from_costs_no_other_its_token():
+    logits = np.random.default_rng(1).standard_normal((4, 100)).astype(np.float32)
+    logits[1, 7], logits[3] = np.nan, -np.inf
+    found = choose_together([Sampler(SamplingParameters(seed=row)) for row in range(4)], logits)
+    assert [isinstance(one, SamplingError) for one in found] == [False, True, False, True]
+    for row in (0, 2):
+        assert found[row] == Sampler(SamplingParameters(seed=row)).choose(logits[row])
+
+
 def test_without_a_seed_two_samplers_differ():
     flat = np.zeros(100_000, np.float32)
     assert Sampler(SamplingParameters()).choose(flat) != Sampler(SamplingParameters()).choose(flat)
@@ -135,12 +194,13 @@ def test_without_a_seed_two_samplers_differ():
 def test_draw_gives_a_token_with_mass(weights, number):
     array = np.array(weights, np.float32)
     assume(array.max() > 0)
-    assert array[draw(array, number)] > 0
+    assert array[draw(array[None], np.array([number]))[0]] > 0
 
 
 def test_draws_follow_the_distribution():
     weights = probabilities()
-    tokens = [draw(weights, uniform(3, place)) for place in range(20_000)]
+    num_draws = 20_000
+    tokens = draw(np.tile(weights, (num_draws, 1)), np.fromiter(uniforms(3, 0), float, num_draws))
     observed = np.bincount(tokens, minlength=4) / len(tokens)
     deviation = np.sqrt(weights * (1 - weights) / len(tokens))
     assert (np.abs(observed - weights) < 5 * deviation).all()

@@ -11,8 +11,9 @@ from tolerances import assert_agree
 
 import griffinlm
 from griffinlm.executor import ExecutorError
+from griffinlm.generation.parameters import SamplingParameters
 from griffinlm.generation.request import Request
-from griffinlm.generation.sampling import Sampler, SamplingParameters
+from griffinlm.generation.sampling import Sampler, choose_together
 from griffinlm.generation.scheduler import Scheduler
 from griffinlm.state import state_layout
 
@@ -43,7 +44,8 @@ class TimedExecutor:
 
 def scheduler_of(executor):
     clock = Clock()
-    return Scheduler(TimedExecutor(executor, clock), lambda ids: np.asarray([ids], np.int64), clock=clock)
+    timed = TimedExecutor(executor, clock)
+    return Scheduler(timed, lambda ids: np.asarray([ids], np.int64), clock=clock, choose=choose_together)
 
 
 def request(prompt, seed, state=None):

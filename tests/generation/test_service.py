@@ -2,6 +2,7 @@
 
 import threading
 
+import numpy as np
 import pytest
 from fake_executor import Clock
 
@@ -311,6 +312,70 @@ def test_a_cancelled_job_leaves_nothing(service, onnx_model):
     assert service.memory().aside_bytes == 0
 
 
+def test_more_answers_than_slots_and_queue_take_are_refused_before_any_is_made(onnx_model, monkeypatch):
+    service = GenerationService(onnx_model, None, num_slots=2, max_waiting=3)
+    with pytest.raises(GriffinError, match="6 answers are asked for at once; at most 5 can be taken"):
+        service.submit(Job("a", [9], options(), num_answers=6))
+    monkeypatch.setattr("griffinlm.generation.running.new_completion", lambda *_: pytest.fail("an answer was made"))
+    with pytest.raises(GriffinError, match="60000 answers are asked for at once; at most 5 can be taken"):
+        service.submit(Job("a", [9], options(), num_answers=60_000))
+    assert not service.busy
+    service.close()
+
+
+def test_a_job_that_is_let_end_ends_with_what_it_has(service, store, onnx_model):
+    document = ids_of(onnx_model)
+    writes = service.submit(Job("a", document, options(50)))
+    events = []
+    while sum(isinstance(event, Piece) for event in events) < 4:
+        events += service.step(0.05)
+    waits = [service.submit(Job("a", [*document, 9 + number], options(50))) for number in range(3)]
+    goes_on = service.submit(Job("a", document, options(6)))
+    for job in (writes, *waits):
+        service.let_end(job)
+    ends = {event.job: event for event in run(service) if isinstance(event, End)}
+    alone = onnx_model.generate(document, max_tokens=50, min_tokens=50, seed=5)
+    assert {ends[job].finish_reason for job in (writes, *waits)} == {"deadline"}
+    assert 4 <= len(ends[writes].token_ids) < 50
+    assert ends[writes].token_ids == alone.token_ids[: len(ends[writes].token_ids)]
+    assert store.get("a", ends[writes].end_state_id).arrays["pending"] == ends[writes].token_ids[-1]
+    assert {tuple(ends[job].token_ids) for job in waits} == {()}
+    assert (ends[goes_on].finish_reason, ends[goes_on].token_ids) == ("length", alone.token_ids[:6])
+    service.let_end(writes)
+    assert not service.busy
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_what_is_extracted_is_from_the_state_before_the_last_token(service, onnx_model, is_kept):
+    document, given = ids_of(onnx_model), []
+
+    def take(arrays):
+        given.append({name: array.copy() for name, array in arrays.items()})
+        return len(given)
+
+    for _ in range(2):
+        ends = [
+            answered(service, document, options=None, extract=take, keep=is_kept),
+            answered(service, document, extract=take, keep=is_kept),
+        ]
+    assert [end.extracted for end in ends] == [3, 4]
+    expected = onnx_model.read(document[:-1]).arrays()
+    for arrays in given:
+        assert arrays.keys() == expected.keys()
+        for name, array in arrays.items():
+            np.testing.assert_allclose(array.astype(np.float64), expected[name].astype(np.float64), atol=2e-5)
+
+
+def test_a_document_of_which_a_state_has_read_all_but_the_last_token_is_extracted_from_too(service, onnx_model):
+    document = ids_of(onnx_model)
+    first = answered(service, document)
+    end = answered(service, document, extract=lambda arrays: int(arrays["num_tokens"][0]))
+    assert end.usage.num_cached_tokens == len(document) - 1
+    assert end.extracted == len(document) - 1
+    on = answered(service, [], state_id=first.end_state_id, extract=lambda arrays: int(arrays["num_tokens"][0]))
+    assert on.extracted == len(document) + len(first.token_ids) - 1
+
+
 def test_a_full_queue_refuses_with_the_time_to_wait(onnx_model):
     service = GenerationService(onnx_model, None, num_slots=1, max_waiting=0)
     service.submit(Job("a", ids_of(onnx_model), options(50)))
@@ -398,9 +463,13 @@ def test_what_cannot_be_run_is_refused_in_one_line(service, onnx_model):
         (Job("a", [1.5]), "token_ids of a job must be whole numbers"),
         (Job("a", [5], boundaries=["x"]), "boundaries of a job must be whole numbers"),
         (Job("a", [5], prompt_log_probabilities=-1), "prompt_log_probabilities is -1"),
-        (Job("", [5]), "tenant is ''"),
+        (Job("", [5]), "tenant '' cannot be"),
+        (Job("a\nb", [5]), "tenant 'a.*b' cannot be; it must be 1 to 200 printable characters"),
+        (Job("a" * 201, [5]), "tenant 'a+...' cannot be"),
+        (Job(7, [5]), "tenant 7 cannot be"),
         (Job("a", [5], num_answers=0), "0 answers"),
         (Job("a", [5], None, num_answers=2), "2 answers"),
+        (Job("a", [5], num_answers=2**70), "answers; it must be 1 to 65536"),
         (Job("a", [5], adapter="none such"), "none such"),
         (Job("a", [5], options(capacity=9)), "capacity is 9"),
         (Job("a", [5], options(), timeout_seconds=-1.0), "timeout_seconds is -1.0"),

@@ -12,6 +12,7 @@ import griffinlm
 from griffinlm.errors import GriffinError
 from griffinlm.generation.answering import GenerationOptions
 from griffinlm.generation.job import End, Job, Piece
+from griffinlm.generation.queue import QueueFullError
 from griffinlm.generation.sampling import TokenLogProbability
 from griffinlm.generation.service import GenerationService
 from griffinlm.generation.store import StateStore
@@ -214,6 +215,34 @@ def test_what_cannot_be_suspended_is_refused(model, service):
     service.cancel(job)
     with pytest.raises(GriffinError, match="has ended"):
         service.suspend(job)
+
+
+def test_resumed_answers_that_wait_hold_places_and_no_more_than_there_are(model):
+    service = GenerationService(model, None, num_slots=1, num_places=4)
+    options = GenerationOptions.of({"seed": 1, "max_tokens": 20, "min_tokens": 20})
+    suspended = []
+    for _ in range(3):
+        job = service.submit(Job("a", ids_of(model), options))
+        run(service, job, 6)
+        suspended.append(service.suspend(job))
+    whole = run(service, service.submit(Job("a", ids_of(model), options)))[-1].token_ids
+    assert service.memory().aside_bytes == 0
+    jobs = [service.resume(one, "a") for one in suspended[:2]]
+    assert service.memory().aside_bytes == 2 * service.state_bytes
+    with pytest.raises(QueueFullError, match="resumed"):
+        service.resume(suspended[2], "a")
+    run(service, jobs[0], 1)
+    assert service.memory().aside_bytes == service.state_bytes
+    assert service.suspend(jobs[1]) is suspended[1]
+    assert service.memory().aside_bytes == 0
+    jobs[1] = service.resume(suspended[1], "a", timeout_seconds=0.0)
+    late = run(service, jobs[1])[-1]
+    assert (late.finish_reason, service.memory().aside_bytes) == ("deadline", 0)
+    jobs[1:] = [service.resume(one, "a") for one in suspended[1:]]
+    ends = [event for event in (*run(service, jobs[1]), *run(service, jobs[2])) if isinstance(event, End)]
+    assert whole in [end.token_ids for end in ends]
+    assert (service.memory().aside_bytes, service.num_free_slots) == (0, 1)
+    service.close()
 
 
 def test_a_suspended_answer_of_another_model_is_not_resumed(model, service, tiny_model_without_tokenizer):

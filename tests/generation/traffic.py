@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from griffinlm.generation.answering import GenerationOptions
+from griffinlm.generation.candidates import log_softmax, uniforms
 from griffinlm.generation.job import End, Job, Piece
 from griffinlm.generation.queue import QueueFullError
-from griffinlm.generation.sampling import Sampler, log_softmax, uniform
+from griffinlm.generation.sampling import Sampler
 from griffinlm.generation.service import GenerationService
 from griffinlm.generation.store import StateNotFoundError
 from griffinlm.generation.suspended import Suspended
@@ -229,5 +230,5 @@ class Traffic:
             return
         self.counts["ties, drawn"] += 1
         reached = np.cumsum(np.exp(log_softmax(logits)))
-        number = uniform(options.sampling.seed, place)
+        number = next(uniforms(options.sampling.seed, place))
         assert reached[token] + most + 1e-5 >= number >= (reached[token - 1] if token else 0.0) - most - 1e-5

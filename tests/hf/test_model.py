@@ -176,6 +176,35 @@ def test_loss_is_the_cross_entropy_of_capped_logits():
     torch.testing.assert_close(face(tokens, labels=labels, shift_labels=shifted).loss, -chances.mean())
 
 
+def test_loss_alone_equals_the_loss_beside_logits():
+    face, tokens = random_face(PUBLISHED).train(), torch.cat(random_rows(PUBLISHED, [9, 9]))
+    labels = tokens.clone()
+    labels[0, :4] = -100
+    shifted = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+    kinds = [{"labels": labels}, {"labels": labels, "num_items_in_batch": 7}, {"shift_labels": shifted}]
+    positions = torch.cat([torch.arange(5), torch.arange(4)])[None].expand(2, -1)
+    for arguments in [*kinds, {"labels": labels, "position_ids": positions}]:
+        outputs = face(tokens, **arguments, skip_logits=True)
+        assert outputs.logits is None
+        torch.testing.assert_close(outputs.loss, face(tokens, **arguments).loss)
+        found = gradients(face, input_ids=tokens, **arguments, skip_logits=True)
+        for name, values in gradients(face, input_ids=tokens, **arguments).items():
+            assert_same_logits(found[name], values, name)
+
+
+def test_loss_alone_is_refused_where_it_would_not_be_the_models_own():
+    face, (row,) = random_face(PUBLISHED), random_rows(PUBLISHED, [9])
+    with pytest.raises(GriffinError, match="skip_logits is given without labels"):
+        face(row, skip_logits=True)
+    face.loss_function = lambda logits, **_: logits.sum()
+    with pytest.raises(GriffinError, match="a loss function of its own"):
+        face(row, labels=row, skip_logits=True)
+    face = random_face(PUBLISHED)
+    face.lm_head = torch.nn.Sequential(face.lm_head)
+    with pytest.raises(GriffinError, match="lm_head is a Sequential"):
+        face(row, labels=row, skip_logits=True)
+
+
 def test_new_tokens_leave_the_logits_of_the_others():
     face, (row,) = random_face(PUBLISHED), random_rows(PUBLISHED, [9])
     expected = face(row).logits

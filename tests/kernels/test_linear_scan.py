@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_forms import with_blocks
 from tolerances import assert_agree
 from torch import Tensor
 
@@ -69,6 +70,17 @@ def test_chunked_equals_loop_at_every_length(num_tokens):
 )
 def test_chunked_equals_loop_in_every_type(dtype, num_rows, num_tokens, width):
     assert_chunked_equals_loop(draw(num_rows, num_tokens, width, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_numbers", [1, 24, 50])
+@pytest.mark.parametrize("lengths", [None, [0, 7, 23]])
+def test_blocks_equal_loop(dtype, num_numbers, lengths):
+    """Blocks of one token, two and four, the last of them not full."""
+    inputs = draw(3, 23, 4, dtype)
+    inputs["lengths"] = None if lengths is None else torch.tensor(lengths)
+    with with_blocks(num_numbers):
+        assert_chunked_equals_loop(inputs)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,14 +1,18 @@
-"""The short convolution = a loop over the tokens of each document on its own."""
+"""The short convolution, both forms = a loop over the tokens of each document on its own."""
 
+import pytest
 import torch
 from documents import Row, call_positions, rows
 from hypothesis import given
 from hypothesis import strategies as st
+from kernel_forms import BLOCKS, with_blocks
 from tolerances import assert_agree
 from torch import Tensor
 
-from griffinlm.kernels.short_conv.reference import short_conv
+from griffinlm.kernels.short_conv import blocked, reference
 
+forms = pytest.mark.parametrize("form", [reference, blocked], ids=["reference", "blocked"])
+blocks = st.sampled_from([6, *BLOCKS])
 seeds = st.integers(0, 2**31)
 num_taps = st.integers(2, 5)
 dtypes = st.sampled_from([torch.float64, torch.float32, torch.bfloat16])
@@ -42,10 +46,12 @@ class Call:
         self.tail = torch.stack([history[len(history) - self.past :] for history in self.history])
 
 
-@given(rows(), num_taps, dtypes, seeds)
-def test_equals_every_document_on_its_own(drawn, num_taps, dtype, seed):
+@forms
+@given(rows(), num_taps, dtypes, seeds, blocks)
+def test_equals_every_document_on_its_own(form, drawn, num_taps, dtype, seed, num_numbers):
     call = Call(drawn, num_taps, dtype, seed)
-    out, tail = short_conv(call.x, call.weight, call.bias, call.positions, call.tail, call.lengths)
+    with with_blocks(num_numbers):
+        out, tail = form.short_conv(call.x, call.weight, call.bias, call.positions, call.tail, call.lengths)
     weight, bias = call.weight.double(), call.bias.double()
     for index, row in enumerate(drawn):
         for before, first, length in row.documents():
@@ -58,22 +64,25 @@ def test_equals_every_document_on_its_own(drawn, num_taps, dtype, seed):
     assert out.dtype == tail.dtype == dtype
 
 
+@forms
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=5), num_taps, seeds)
-def test_no_tail_equals_a_tail_of_another_document(lengths, num_taps, seed):
+def test_no_tail_equals_a_tail_of_another_document(form, lengths, num_taps, seed):
     call = Call([Row(0, tuple(lengths))], num_taps, torch.float64, seed)
-    out, tail = short_conv(call.x, call.weight, call.bias, call.positions, call.tail)
-    fresh_out, fresh_tail = short_conv(call.x, call.weight, call.bias, call.positions, None)
+    out, tail = form.short_conv(call.x, call.weight, call.bias, call.positions, call.tail)
+    fresh_out, fresh_tail = form.short_conv(call.x, call.weight, call.bias, call.positions, None)
     assert_agree(fresh_out, out, "short_conv", torch.float64, "reference")
     kept = min(call.past, call.x.shape[1])
     assert torch.equal(fresh_tail[:, call.past - kept :], tail[:, call.past - kept :])
     assert not fresh_tail[:, : call.past - kept].any()
 
 
-@given(rows(), num_taps, seeds)
-def test_gradients_equal_those_of_the_loop(drawn, num_taps, seed):
+@forms
+@given(rows(), num_taps, seeds, blocks)
+def test_gradients_equal_those_of_the_loop(form, drawn, num_taps, seed, num_numbers):
     call = Call(drawn, num_taps, torch.float64, seed)
     leaves = [tensor.requires_grad_() for tensor in (call.x, call.weight, call.bias, call.tail)]
-    out, tail = short_conv(call.x, call.weight, call.bias, call.positions, call.tail, call.lengths)
+    with with_blocks(num_numbers):
+        out, tail = form.short_conv(call.x, call.weight, call.bias, call.positions, call.tail, call.lengths)
     weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     loss, expected_loss = tail.sum(), torch.zeros((), dtype=torch.float64)
     for index, row in enumerate(drawn):
@@ -86,5 +95,16 @@ def test_gradients_equal_those_of_the_loop(drawn, num_taps, seed):
         read = torch.cat([call.tail[index], call.x[index, : row.num_tokens]])
         expected_loss = expected_loss + read[len(read) - call.past :].sum()
     expected = torch.autograd.grad(expected_loss, leaves)
-    for found, wanted in zip(torch.autograd.grad(loss, leaves), expected, strict=True):
+    with with_blocks(num_numbers):
+        gradients = torch.autograd.grad(loss, leaves)
+    for found, wanted in zip(gradients, expected, strict=True):
         assert_agree(found, wanted, "short_conv", torch.float64, "reference")
+
+
+def test_gradients_stand_on_the_device_of_the_inputs():
+    x, weight, bias = (torch.zeros(s, device="meta", requires_grad=True) for s in ((2, 5, 3), (4, 3), (3,)))
+    positions = torch.zeros(2, 5, dtype=torch.int64, device="meta")
+    out, _ = blocked.short_conv(x, weight, bias, positions, None)
+    gradients = torch.autograd.grad(out.sum(), (x, weight, bias))
+    assert [g.shape for g in (out, *gradients)] == [x.shape, x.shape, weight.shape, bias.shape]
+    assert all(g.device.type == "meta" for g in (out, *gradients))

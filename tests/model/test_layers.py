@@ -8,7 +8,8 @@ from tolerances import assert_agree
 from torch import Tensor
 
 from griffinlm.config import AttentionConfig, ModelConfig
-from griffinlm.model.layers import BlockDiagonalLinear, GatedMLP, RMSNorm, rotate, rotation
+from griffinlm.kernels.rotation.in_place import rotate
+from griffinlm.model.layers import BlockDiagonalLinear, GatedMLP, RMSNorm, rotation
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

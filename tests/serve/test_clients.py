@@ -72,6 +72,17 @@ class TestOpenAI:
         with pytest.raises(openai.NotFoundError):
             sdk.responses.retrieve(first.id)
 
+    def test_input_items_page_by_page_and_the_refusal_to_cancel(self, sdk):
+        first = sdk.responses.create(model="eyas", input="Hello", max_output_tokens=4)
+        second = sdk.responses.create(model="eyas", input="And?", previous_response_id=first.id, max_output_tokens=4)
+        items = list(sdk.responses.input_items.list(second.id, limit=1, include=["message.output_text.logprobs"]))
+        assert [item.type for item in items] == ["message"] * 3
+        assert [item.content[0].text for item in items] == ["And?", first.output_text, "Hello"]
+        assert items[1].id == first.output[0].id
+        assert sdk.responses.retrieve(first.id, include=["message.output_text.logprobs"]).id == first.id
+        with pytest.raises(openai.BadRequestError, match="background"):
+            sdk.responses.cancel(second.id)
+
     def test_embeddings_models_and_pages(self, sdk):
         vectors = sdk.embeddings.create(model="eyas", input=["a hawk", "a griffin"]).data
         assert len(vectors[0].embedding) == len(vectors[1].embedding) > 8

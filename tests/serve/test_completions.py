@@ -9,7 +9,7 @@ import pytest
 from tolerances import TOLERANCES
 
 import griffinlm
-from griffinlm.generation.sampling import log_softmax
+from griffinlm.generation.candidates import log_softmax
 from serve.test_chat_completions import chunks
 
 PROMPT = "Once upon a time"
@@ -68,6 +68,17 @@ def test_prompt_log_probabilities_are_the_librarys_scores(client, model):
     assert by_ids["token_logprobs"] == [None, *logs["token_logprobs"]]
 
 
+def test_offsets_are_places_in_the_text(client, model):
+    ids = [model.tokenizer.bos_id, *model.tokenizer.encode("a 鷹 and 💥 b")]
+    found = complete(client, prompt=ids, echo=True, logprobs=0, max_tokens=0).json()["choices"][0]
+    logs = found["logprobs"]
+    for place, token in enumerate(ids):
+        data = model.tokenizer.token_bytes(token)
+        if data is not None and data.isascii():
+            assert found["text"].startswith(data.decode(), logs["text_offset"][place])
+    assert logs["text_offset"][0] == logs["text_offset"][1] == 0
+
+
 def test_log_probabilities_of_the_answer_go_on_behind_those_of_the_prompt(client):
     both = complete(client, echo=True, logprobs=1, max_tokens=5).json()["choices"][0]["logprobs"]
     prompt = complete(client, echo=True, logprobs=1, max_tokens=0).json()["choices"][0]["logprobs"]
@@ -76,13 +87,33 @@ def test_log_probabilities_of_the_answer_go_on_behind_those_of_the_prompt(client
     np.testing.assert_allclose(both["token_logprobs"], prompt["token_logprobs"] + answer["token_logprobs"], rtol=1e-3)
 
 
+@pytest.mark.parametrize("echo", [False, True])
+def test_log_probabilities_in_a_stream_are_those_of_the_whole_answer(client, echo):
+    fields = {"prompt": [PROMPT, "The hawk"], "logprobs": 2, "echo": echo, "max_tokens": 9}
+    whole = complete(client, **fields).json()["choices"]
+    streamed = [{"text": "", "logprobs": {}} for _ in whole]
+    for chunk in chunks(complete(client, stream=True, **fields)):
+        (choice,) = chunk["choices"]
+        streamed[choice["index"]]["text"] += choice["text"]
+        for name, values in (choice["logprobs"] or {}).items():
+            streamed[choice["index"]]["logprobs"].setdefault(name, []).extend(values)
+    for one, expected in zip(streamed, whole, strict=True):
+        assert one["text"] == expected["text"]
+        assert one["logprobs"]["tokens"] == expected["logprobs"]["tokens"]
+        assert one["logprobs"]["text_offset"] == expected["logprobs"]["text_offset"]
+        bound = TOLERANCES["model", "float32", "onnx"] * 20
+        found = one["logprobs"]["token_logprobs"]
+        np.testing.assert_allclose(found, expected["logprobs"]["token_logprobs"], atol=bound, rtol=bound)
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
         ({"prompt": []}, "prompt"),
-        ({"prompt": [1, "a"]}, "prompt"),
-        ({"prompt": [10**9]}, None),
-        ({"prompt": [[]]}, "prompt"),
+        ({"prompt": [1, "a"]}, "prompt.0"),
+        ({"prompt": [10**9]}, "prompt"),
+        ({"logit_bias": {"9999999": 1}}, "logit_bias"),
+        ({"prompt": [[]]}, "prompt.0"),
         ({"suffix": "x"}, "suffix"),
         ({"best_of": 3}, "best_of"),
         ({"logprobs": 6}, "logprobs"),
@@ -93,7 +124,7 @@ def test_log_probabilities_of_the_answer_go_on_behind_those_of_the_prompt(client
 def test_faults_are_400_and_name_the_field(client, fields, param):
     response = complete(client, **fields)
     assert response.status_code == 400, response.text
-    assert (response.json()["error"]["param"] or "").split(".")[0] == (param or "")
+    assert response.json()["error"]["param"] == param
 
 
 def test_an_embedding_is_the_normal_hidden_state_after_the_text(client, model):
@@ -123,6 +154,8 @@ def test_tokens_are_the_tokenizers_and_back(client, model):
     assert found == {"tokens": [model.tokenizer.bos_id, *model.tokenizer.encode(PROMPT)], "count": found["count"]}
     assert client.post("/detokenize", json={"tokens": found["tokens"]}).json() == {"prompt": PROMPT}
     assert client.post("/tokenize", json={}).status_code == 400
+    for path, given in (("/tokenize", {"prompt": "x"}), ("/detokenize", {"tokens": [5]})):
+        assert client.post(path, json={"model": "other", **given}).status_code == 404
     assert client.post("/detokenize", json={"tokens": [-1]}).status_code == 400
 
 

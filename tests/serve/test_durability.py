@@ -1,7 +1,10 @@
 """Killed at any moment, a server comes back with every conversation that it had acknowledged."""
 
+import contextlib
+import json
 import os
 import random
+import resource
 import threading
 
 import httpx
@@ -9,9 +12,41 @@ import pytest
 
 from serve.raw import connect, request_bytes
 from serve.server_process import ServerProcess, server_errors
+from serve.test_chat_completions import events
+from serve.test_guards import CHAT, gauges, is_idle, nested, until
 from serve.test_responses import FIRST, SECOND, respond, said, text_of
 
 OPTIONS = {"temperature": 0.8, "seed": 5}
+
+
+def limit_files(process, num_bytes):
+    """From now on the server can write to no file beyond so many bytes, as if the disk were full."""
+    _, most = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (num_bytes, most))
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs limits of another process, as Linux has them")
+def test_on_a_full_disk_what_is_to_be_stored_is_refused_and_all_else_goes_on(tmp_path):
+    process = ServerProcess("--state-dir", tmp_path)
+    with process.client() as client:
+        before = respond(client, FIRST, temperature=0)
+        limit_files(process, 0)
+        body = {"model": "eyas", "input": SECOND, "max_output_tokens": 4, "previous_response_id": before["id"]}
+        chat = {"model": "eyas", "messages": said(FIRST), "max_tokens": 4}
+        for _ in range(2):
+            refused = client.post("/v1/responses", json=body)
+            assert refused.status_code == 507, refused.text
+            assert refused.json()["error"]["code"] == "store_failed"
+            stream = client.post("/v1/responses", json={**body, "stream": True})
+            assert json.loads(events(stream)[-1][1])["error"]["code"] == "store_failed"
+            assert client.post("/v1/responses", json={**body, "store": False}).status_code == 200
+            assert client.post("/v1/chat/completions", json=chat).status_code == 200
+            assert client.get(f"/v1/responses/{before['id']}").json() == before
+        limit_files(process, resource.RLIM_INFINITY)
+        second = respond(client, SECOND, previous_response_id=before["id"], temperature=0)
+        assert text_of(second) == text_of(respond(client, said(FIRST, text_of(before), SECOND), temperature=0))
+    assert process.stop() == 0
+    assert server_errors(process.logs) == []
 
 
 def talk_until_killed(process, process_number):
@@ -82,8 +117,29 @@ def test_500_idle_connections_are_closed_while_others_are_served(server, client)
         connection.close()
 
 
+def ask_for_trouble(process, client, chosen):
+    """One request that must be refused, or answered, and cost nothing that stays."""
+    match chosen.randrange(6):
+        case 0:
+            form = {"type": "json_schema", "json_schema": {"schema": nested(chosen.randrange(2, 400))}}
+            body = {"model": "eyas", "messages": said(FIRST), "max_tokens": 3, "response_format": form}
+            assert client.post(CHAT, json=body).status_code in (200, 400)
+        case 1:
+            # The server closes before all is sent, which may cost the answer on its way.
+            with connect(process) as connection, contextlib.suppress(ConnectionError):
+                connection.sendall(request_bytes(CHAT, b"x" * (60 << 20)))
+        case 2:
+            assert client.post("/v1/states/upload", content=chosen.randbytes(1000)).status_code == 400
+        case 3:
+            path = chosen.choice(["..%2f..%2fetc%2fpasswd", "%00", "a" * 5000, "resp_%ff", "C:%5cnul"])
+            assert client.get(f"/v1/responses/{path}").status_code in (400, 404)
+        case _:
+            content = chosen.choice([b"{", b"[" * 100_000, b'{"a":' * 1000, chosen.randbytes(200)])
+            assert client.post(CHAT, content=content).status_code == 400
+
+
 @pytest.mark.slow
-def test_a_thousand_chats_with_disconnects_take_no_more_memory():
+def test_a_thousand_chats_with_disconnects_and_attacks_take_no_more_memory():
     process, chosen = ServerProcess("--memory-budget", "16MiB"), random.Random(1)
 
     def chats(client, num_chats):
@@ -92,15 +148,22 @@ def test_a_thousand_chats_with_disconnects_take_no_more_memory():
             body = {"model": "eyas", "messages": messages, "max_tokens": chosen.randint(1, 12), "stream": True}
             if chosen.random() < 0.3:
                 with connect(process) as connection:
-                    connection.sendall(request_bytes("/v1/chat/completions", body))
+                    connection.sendall(request_bytes(CHAT, body))
                     connection.recv(chosen.choice([1, 1000]))
             else:
-                assert client.post("/v1/chat/completions", json=body).status_code == 200
+                assert client.post(CHAT, json=body).status_code == 200
+            if chosen.random() < 0.1:
+                ask_for_trouble(process, client, chosen)
 
-    with process.client() as client:
+    with process.client() as client, contextlib.ExitStack() as stack:
+        free = gauges(client)["free_slots"]
+        for _ in range(500):
+            stack.enter_context(connect(process))
         chats(client, 500)
         before = resident_bytes(process.pid)
         chats(client, 1000)
         assert resident_bytes(process.pid) <= before * 1.02
+        until(lambda: is_idle(client))
+        assert gauges(client)["free_slots"] == free
     assert process.stop() == 0
     assert server_errors(process.logs) == []

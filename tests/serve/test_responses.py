@@ -95,6 +95,63 @@ def test_stream_is_the_response_in_order(client):
     assert stored == tables[-1]["response"]
 
 
+def listed(client, response, **query):
+    return client.get(f"/v1/responses/{response['id']}/input_items", params=query).json()
+
+
+def test_input_items_are_the_conversation_in_front_of_the_answer(client):
+    first = respond(client, said(FIRST, "Owls.", SECOND), instructions="Be brief.", max_output_tokens=4)
+    second = respond(client, FIRST, previous_response_id=first["id"], max_output_tokens=4)
+    items = listed(client, second, order="asc")["data"]
+    assert [item["content"][0]["text"] for item in items] == [FIRST, "Owls.", SECOND, text_of(first), FIRST]
+    assert [item["role"] for item in items] == ["user", "assistant", "user", "assistant", "user"]
+    assert items[3] == first["output"][0]
+    assert items[:3] == listed(client, first, order="asc")["data"]
+    assert len({item["id"] for item in items}) == 5
+
+
+def test_pages_of_input_items_joined_are_all_of_them(client):
+    response = respond(client, said("1", "2", "3", "4", "5"), max_output_tokens=2)
+    whole = listed(client, response)
+    assert [item["content"][0]["text"] for item in whole["data"]] == ["5", "4", "3", "2", "1"]
+    assert not whole["has_more"]
+    pages = [listed(client, response, limit=2)]
+    while pages[-1]["has_more"]:
+        pages.append(listed(client, response, limit=2, after=pages[-1]["last_id"]))
+    assert [item for page in pages for item in page["data"]] == whole["data"]
+    assert [len(page["data"]) for page in pages] == [2, 2, 1]
+    assert pages[1]["first_id"] == whole["data"][2]["id"]
+
+
+@pytest.mark.parametrize(
+    ("path", "query", "param"),
+    [
+        ("/input_items", {"limit": 0}, "limit"),
+        ("/input_items", {"limit": 101}, "limit"),
+        ("/input_items", {"order": "up"}, "order"),
+        ("/input_items", {"after": "msg_1"}, "after"),
+        ("/input_items", {"before": "msg_1"}, "before"),
+        ("/input_items", {"include[]": "reasoning.encrypted_content"}, "include[].0"),
+        ("", {"stream": "true"}, "stream"),
+    ],
+)
+def test_faults_in_what_is_asked_of_a_stored_response_are_400_and_name_the_field(client, path, query, param):
+    response = respond(client, FIRST, max_output_tokens=2)
+    found = client.get(f"/v1/responses/{response['id']}{path}", params=query)
+    assert found.status_code == 400, found.text
+    assert found.json()["error"]["param"] == param
+
+
+def test_what_is_over_cannot_be_cancelled(client):
+    response = respond(client, FIRST, max_output_tokens=2)
+    refused = client.post(f"/v1/responses/{response['id']}/cancel")
+    assert refused.status_code == 400
+    assert refused.json()["error"]["type"] == "invalid_request_error"
+    assert client.get(f"/v1/responses/{response['id']}").json() == response
+    assert client.post("/v1/responses/resp_none/cancel").status_code == 404
+    assert client.get("/v1/responses/resp_none/input_items").status_code == 404
+
+
 def test_responses_that_are_not_stored_are_not_there(client):
     response = respond(client, FIRST, store=False)
     assert client.get(f"/v1/responses/{response['id']}").status_code == 404

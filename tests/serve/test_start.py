@@ -14,6 +14,9 @@ from griffinlm.serve.settings import Settings, parse_bytes
 from serve.server_process import ServerProcess, server_errors
 from serve.test_responses import said
 
+KEYS = "keys"
+"""A file of the test's directory."""
+
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
@@ -28,12 +31,14 @@ from serve.test_responses import said
         (["--adapter", "x"], "NAME=DIR"),
         (["--adapter", "x=none"], "there is no adapter"),
         (["--model", "none"], "there is no model"),
+        (["--host", "a..b", "--api-key-file", KEYS], "cannot listen on a..b"),
         (["--max-per-key", "0"], "most_per_key is 0"),
         (["--capacity", "100"], "takes none"),
     ],
 )
 def test_what_cannot_be_served_is_one_line_and_exit_2(arguments, words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / KEYS).write_text("long-enough\n")
     assert main(["serve", "--port", "0", *arguments] if "--port" not in arguments else ["serve", *arguments]) == 2
     error = capsys.readouterr().err
     assert words in error

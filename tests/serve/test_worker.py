@@ -2,12 +2,15 @@
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from griffinlm.generation.job import End, Job, Piece, Usage
 from griffinlm.generation.queue import QueueFullError
 from griffinlm.serve.errors import ApiError
+from griffinlm.serve.served import Asker
 from griffinlm.serve.worker import MOST_EVENTS_WAITING, Worker
 
 
@@ -115,6 +118,35 @@ def test_a_tenant_has_its_share_and_no_more():
         return caught.value.seconds
 
     assert run(FakeService(num_pieces=10**9), work, most_per_tenant=2) == 7.0
+
+
+def test_what_no_client_asked_for_takes_nothing_of_a_tenants_share():
+    async def work(worker):
+        await worker.submit(Job("a", [1]), is_asked_for=False)
+        await worker.submit(Job("a", [1], num_answers=2))
+        await worker.submit(Job("a", [1]), is_asked_for=False)
+
+    run(FakeService(num_pieces=10**9), work, most_per_tenant=2)
+
+
+def test_more_answers_than_a_tenant_may_ever_have_are_no_matter_of_waiting():
+    async def work(worker):
+        with pytest.raises(ApiError) as caught:
+            await worker.submit(Job("a", [1], num_answers=3))
+        return caught.value.status
+
+    assert run(FakeService(), work, most_per_tenant=2) == 400
+
+
+def test_long_answers_to_several_prompts_are_read_side_by_side():
+    service = FakeService(num_pieces=MOST_EVENTS_WAITING + 100)
+
+    async def work(worker):
+        served: Any = SimpleNamespace(submit=worker.submit)
+        request: Any = None
+        return await Asker(served, "a", request)._ends([Job("a", [1]), Job("a", [1])])
+
+    assert [len(ends) for ends in run(service, work)] == [1, 1]
 
 
 def test_a_fault_of_the_service_is_told_to_all_and_nothing_more_is_taken():

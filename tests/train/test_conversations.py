@@ -49,6 +49,23 @@ def test_labels_are_what_the_model_writes_when_asked_with_the_conversation_so_fa
     assert labels == expected
 
 
+def test_labels_within_a_number_of_tokens_are_those_of_the_whole_conversation_and_cost_no_square(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+):
+    conversation = [*TURNS[:2]] * 300
+    sizes, encode_chat = [], tokenizer.encode_chat
+
+    def counted(messages: list, add_generation_prompt: bool = True) -> list[int]:
+        sizes.append(len(messages))
+        return encode_chat(messages, add_generation_prompt)
+
+    monkeypatch.setattr(tokenizer, "encode_chat", counted)
+    found = encode_conversation(tokenizer, conversation, 100)
+    assert sum(sizes) < 2 * len(conversation)
+    assert found.cut_to(100) == encode_conversation(tokenizer, conversation[:20]).cut_to(100)
+    assert len(found.tokens) == len(found.labels) == len(encode_chat(conversation, False))
+
+
 def test_a_system_message_and_the_users_words_are_no_labels(tokenizer: Tokenizer):
     messages = [{"role": "system", "content": "be brief"}, *TURNS[:2]]
     tokens, labels = encode_conversation(tokenizer, messages)
@@ -75,6 +92,10 @@ def test_rows_of_messages_and_rows_of_pairs_give_the_same_examples(tokenizer: To
     assert read(pairs, tokenizer, RowFields(prompt="en", answer="fr", instruction="the ")) == expected
 
 
+def row_of(*turns: tuple[str, object]) -> bytes:
+    return json.dumps({"messages": [{"role": role, "content": content} for role, content in turns]}).encode()
+
+
 BAD_ROWS = {
     b"": "the row is empty",
     b"{": "the row is no JSON",
@@ -85,6 +106,17 @@ BAD_ROWS = {
     b'{"messages": [{"role": "user"}]}': r'"messages"\[0\] must be a table with role and content',
     b'{"messages": [{"role": "user", "content": "a"}]}': '"messages" has no text of the assistant\'s',
     b'{"messages": [{"role": "assistant", "content": "a"}]}': "the chat template refuses the messages",
+    row_of(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", " ")): (
+        r'"messages"\[3\] is empty; the assistant would learn to say nothing'
+    ),
+    row_of(("user", "a"), ("tool", "b"), ("assistant", "c")): (
+        "the chat template refuses the messages: role tool is unknown"
+    ),
+    row_of(("user", "a"), ("user", "b"), ("assistant", "c")): (
+        "the chat template refuses the messages: a message has role user where assistant is due"
+    ),
+    row_of(("user", "a"), ("assistant", ["b"])): r'"messages"\[1\] must be a table with role and content',
+    row_of(("user", "\ud800"), ("assistant", "b")): r'"messages"\[0\] holds half a surrogate pair',
     b'{"messages": "' + b"a" * 600 + b'"}': "the row is longer than 500 bytes",
 }
 
@@ -104,3 +136,9 @@ def test_a_bad_row_is_told_with_its_line_and_refused_or_skipped(row: bytes, toke
 def test_a_pair_without_text_is_told_with_the_name_of_the_field(row: dict, tokenizer: Tokenizer, tmp_path: Path):
     with pytest.raises(DocumentError, match=r'line 1: "(en|fr)" is (missing|empty|a int); it must be text'):
         read(write(tmp_path / "rows.jsonl", row), tokenizer, RowFields(prompt="en", answer="fr"))
+
+
+def test_a_pair_with_half_a_surrogate_pair_is_told(tokenizer: Tokenizer, tmp_path: Path):
+    path = write(tmp_path / "rows.jsonl", {"en": "Go.", "fr": "\udc00"})
+    with pytest.raises(DocumentError, match='line 1: "fr" holds half a surrogate pair, which is no character'):
+        read(path, tokenizer, RowFields(prompt="en", answer="fr"))

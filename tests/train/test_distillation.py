@@ -37,6 +37,15 @@ def test_the_loss_equals_the_divergence_by_hand_over_the_tokens_with_a_label():
         torch.testing.assert_close(objective(**given, num_items_in_batch=4)["loss"], loss / 4)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_the_loss_is_the_teachers_share_of_it_and_that_of_the_data(share):
+    model, teacher = random_model(CONFIG, 0), random_model(CONFIG, 1)
+    learned, told = Distillation(model, teacher, 1000)(**batch())["loss"], Objective(model, 1000)(**batch())["loss"]
+    for chunk_tokens in (1000, 5):
+        found = Distillation(model, teacher, chunk_tokens, share)(**batch())["loss"]
+        torch.testing.assert_close(found, share * learned + (1 - share) * told, rtol=1e-5, atol=1e-5)
+
+
 def test_a_model_learns_nothing_from_itself_and_the_teacher_is_not_trained():
     model, teacher = random_model(CONFIG, 0), random_model(CONFIG, 0)
     objective = Distillation(model, teacher, 1000)

@@ -73,6 +73,13 @@ def test_two_processes_train_as_one_does_which_goes_on_from_their_checkpoint(gri
 
 
 @pytest.mark.slow
+def test_two_processes_train_layers_that_share_parameters_as_one_does(griffin_script, run_file, run):
+    changes = ("model.num_layers=7", "model.recursion={num_loops = 2, rank = 2}")
+    one = pretrain(run("output=one", *changes)).model.parent
+    assert_same_run(train_in_two(griffin_script, run_file, "two", *changes), one)
+
+
+@pytest.mark.slow
 def test_two_processes_go_on_from_the_checkpoint_of_one(griffin_script, finished, run_file):
     from_checkpoint(finished.output, 4, run_file.parent / "two")
     assert_same_run(train_in_two(griffin_script, run_file, "two"), finished.output)

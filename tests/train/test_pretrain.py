@@ -123,6 +123,7 @@ def test_a_packed_source_trains_as_its_files_do(finished, run):
     [
         (["optimizer.learning_rate=0.02"], "belongs to a run with another optimizer"),
         (["seed=1"], "belongs to a run with another weights, another seed"),
+        (["matmul_precision=medium"], "belongs to a run with another matmul_precision"),
         (["model.mlp_hidden=50"], "belongs to a run with another model"),
         (["stages.1.steps=3"], "belongs to a run with another stages"),
         (["data.held_out_share=0.2"], "was packed with another options"),
@@ -140,6 +141,13 @@ def test_what_decides_no_number_may_change_on_the_way(finished, run):
     shutil.rmtree(finished.output / "checkpoints" / "step-6")
     found = weights(trained(run("rows_per_device=4", "log_every_steps=3", "checkpoints.every_steps=5")))
     assert all(np.allclose(found[name], expected[name], rtol=1e-4, atol=1e-5) for name in expected)
+
+
+def test_products_of_rounded_factors_learn_alike_and_end_with_the_run(run, finished):
+    config = run("matmul_precision=medium", "output=rounded")
+    pretrain(config)
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert losses(config) == pytest.approx(losses(finished), rel=1e-2)
 
 
 def test_a_finished_run_is_not_run_again(finished):

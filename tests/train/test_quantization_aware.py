@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from griffinlm.model import Griffin
 from griffinlm.model.state import to_array
 from griffinlm.quantization import RECIPES, Format, QuantizationError, Recipe, dequantize, quantize, recipe_of
 from griffinlm.quantization.recipe import from_matrix, is_matrix, matrix_shape, to_matrix
+from griffinlm.train import quantization_aware
 from griffinlm.train.config import OptimizerConfig
 from griffinlm.train.errors import TrainError
 from griffinlm.train.optimizer import build_optimizer
@@ -45,10 +47,22 @@ def error(weight: np.ndarray, values: np.ndarray) -> float:
 
 
 @given(st.sampled_from(FORMATS), st.sampled_from(SHAPES), st.integers(0, 2**16), st.sampled_from([1e-6, 1.0, 1e6]))
-def test_fake_quantized_equals_dequantized(name: str, shape: tuple[int, ...], seed: int, size: float):
+def test_fake_quantized_equals_dequantized_to_the_bit(name: str, shape: tuple[int, ...], seed: int, size: float):
     format = Format.parse(name)
     weight = (size * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
-    expected, found = stored(weight, format), fake_quantize(torch.from_numpy(weight), format).numpy()
+    before = weight.copy()
+    found = fake_quantize(torch.from_numpy(weight), format).numpy()
+    assert np.array_equal(found, stored(weight, format))
+    assert np.array_equal(weight, before)
+
+
+@given(st.sampled_from(FORMATS), st.sampled_from(SHAPES), st.integers(0, 2**16), st.sampled_from([1e-6, 1.0, 1e6]))
+def test_fake_quantized_off_the_cpu_equals_dequantized(name: str, shape: tuple[int, ...], seed: int, size: float):
+    format = Format.parse(name)
+    weight = (size * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
+    with mock.patch.object(quantization_aware, "_fit_by_numpy", quantization_aware._fit):
+        found = fake_quantize(torch.from_numpy(weight), format).numpy()
+    expected = stored(weight, format)
     is_equal = np.abs(found - expected) <= rounding(format, shape) * np.abs(weight).max()
     # Two clips of a block may be equally good as far as float32 sums can tell: then values differ, their errors do not.
     assert is_equal.mean() > 0.9 or weight.size < 1024
@@ -98,6 +112,19 @@ def test_fake_quantized_logits_equal_those_of_the_quantized_model(recipe: str, t
     assert_agree(by_torch, expected, "model", "float32", "torch")
     by_onnx, _ = griffinlm.load(tmp_path / "quantized", engine="onnx").forward(tokens)
     assert disagreement(by_onnx, expected) <= TOLERANCES["model, rounded activations", "float32", "onnx"]
+
+
+@pytest.mark.parametrize("recipe", ["int4", "int8"])
+def test_every_weight_that_is_read_has_the_bits_that_are_served(recipe: str, tmp_path: Path):
+    model = random_model(CONFIG, 3)
+    tensors = ((name, to_array(values)) for name, values in model.named_parameters())
+    write_checkpoint(CONFIG, tensors, tmp_path / "plain", "griffinlm")
+    write_quantized(open_checkpoint(tmp_path / "plain"), RECIPES[recipe], tmp_path / "quantized")
+    served = open_checkpoint(tmp_path / "quantized")
+    put_on_grid(model, CONFIG, RECIPES[recipe])
+    for name in RECIPES[recipe].formats(CONFIG):
+        module = model.get_submodule(name.removesuffix(".weight"))
+        assert np.array_equal(module.weight.detach().numpy(), served.tensor(name)), name
 
 
 def test_every_matrix_is_read_from_the_grid_and_its_parameter_is_what_an_optimizer_moves():

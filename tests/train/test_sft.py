@@ -1,7 +1,7 @@
 """Tuning on conversations: TRL's loss is the one computed by hand, and what is saved computes what was trained."""
 
+import itertools
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -12,11 +12,10 @@ pytest.importorskip("peft", reason="needs the extra train")
 import numpy as np
 import torch
 from peft import PeftModel
-from tolerances import assert_agree
+from tolerances import TOLERANCES, assert_agree, disagreement
 
 import griffinlm
 from griffinlm.checkpoint import open_checkpoint, write_checkpoint, write_quantized
-from griffinlm.checkpoint.adapter import read_low_rank
 from griffinlm.config import ModelConfig
 from griffinlm.evaluate.documents import DocumentError
 from griffinlm.hf import GriffinForCausalLM
@@ -27,8 +26,9 @@ from griffinlm.train.data.conversations import Example
 from griffinlm.train.data.token_file import IGNORED
 from griffinlm.train.errors import TrainError
 from griffinlm.train.merge import merge
-from griffinlm.train.sft import TuningOutcome, TuningTrainer, build_trainer, read_examples, tune
+from griffinlm.train.sft import TuningOutcome, build_trainer, read_examples, tune
 from griffinlm.train.tuning_config import TuningConfig
+from griffinlm.train.tuning_trainer import TuningTrainer, tuning_arguments
 
 from .tuning import Tuned, tuning_run
 
@@ -56,7 +56,7 @@ def prepared(config: TuningConfig) -> tuple[TuningTrainer, list[Example]]:
     assert checkpoint.tokenizer_directory is not None
     tokenizer = Tokenizer.from_directory(checkpoint.tokenizer_directory)
     examples = read_examples(config, tokenizer)
-    return build_trainer(config, checkpoint, tokenizer, examples), examples.train
+    return build_trainer(config, tuning_arguments(config), checkpoint, tokenizer, examples), examples.train
 
 
 def losses(config: TuningConfig) -> list[float]:
@@ -86,18 +86,54 @@ def logits_of(model: griffinlm.LanguageModel) -> np.ndarray:
     return logits
 
 
-@pytest.mark.parametrize("packing", ["true", "false"])
-def test_the_trainers_loss_equals_the_loss_by_hand_with_the_cap(run: Tuned, packing: str):
-    trainer, examples = prepared(run(f"data.packing={packing}", "data.held_out_share=0.0"))
-    found, num_rows = 0.0, 0
+def mean_loss(trainer: TuningTrainer) -> tuple[float, int]:
+    """The trainer's mean loss over its training rows, and the number of labels."""
+    total, num_labels = 0.0, 0
     with torch.no_grad():
         for batch in trainer.get_eval_dataloader(trainer.train_dataset):
-            num_labels = int((batch["labels"] != IGNORED).sum())
-            found += float(trainer.compute_loss(trainer.model, batch)) * num_labels
-            num_rows += num_labels
-    expected = loss_by_hand(griffinlm.load(run().model, engine="torch"), examples)
-    assert num_rows == sum(label != IGNORED for example in examples for label in example.labels)
-    assert found / num_rows == pytest.approx(expected, rel=1e-5)
+            num_here = int((batch["labels"] != IGNORED).sum())
+            total += float(trainer.compute_loss(trainer.model, batch)) * num_here
+            num_labels += num_here
+    return total / num_labels, num_labels
+
+
+@pytest.mark.parametrize("row_tokens", [96, 40])
+@pytest.mark.parametrize("packing", ["true", "false"])
+def test_the_trainers_loss_equals_the_loss_by_hand_with_the_cap(run: Tuned, packing: str, row_tokens: int):
+    config = run(f"data.packing={packing}", "data.held_out_share=0.0", f"data.row_tokens={row_tokens}")
+    trainer, examples = prepared(config)
+    assert any(len(example.tokens) == row_tokens for example in examples) or row_tokens == 96, "nothing is cut"
+    found, num_labels = mean_loss(trainer)
+    expected = loss_by_hand(griffinlm.load(config.model, engine="torch"), examples)
+    assert num_labels == sum(label != IGNORED for example in examples for label in example.labels)
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_loss_under_fake_quantization_equals_the_loss_by_hand_of_the_quantized_model(
+    run: Tuned, capped_model: Path, tmp_path: Path
+):
+    trainer, examples = prepared(run("quantization_aware=int4", "data.held_out_share=0.0"))
+    write_quantized(open_checkpoint(capped_model), RECIPES["int4"], tmp_path / "int4")
+    plain = loss_by_hand(griffinlm.load(capped_model, engine="torch"), examples)
+    expected = loss_by_hand(griffinlm.load(tmp_path / "int4", engine="torch"), examples)
+    assert mean_loss(trainer)[0] == pytest.approx(expected, rel=1e-5)
+    assert plain != pytest.approx(expected, rel=1e-3), "the grid changes nothing"
+
+
+@pytest.mark.parametrize("packing", ["true", "false"])
+def test_the_rows_that_are_read_hold_every_label_with_its_tokens(run: Tuned, packing: str):
+    trainer, examples = prepared(run(f"data.packing={packing}", "data.held_out_share=0.0", "data.row_tokens=60"))
+    found: list[Example] = []
+    for batch in trainer.get_eval_dataloader(trainer.train_dataset):
+        mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+        for row, (tokens, labels, real) in enumerate(zip(batch["input_ids"], batch["labels"], mask, strict=True)):
+            kept = real.bool()
+            starts = [0]
+            if packing == "true":
+                starts = torch.nonzero(batch["position_ids"][row][kept] == 0).flatten().tolist()
+            for start, end in itertools.pairwise([*starts, int(kept.sum())]):
+                found.append(Example(*(values[kept][start:end].tolist() for values in (tokens, labels))))
+    assert sorted(found) == sorted(examples)
 
 
 def test_packed_rows_hold_several_conversations_and_padded_ones_give_the_same_gradient(run: Tuned):
@@ -125,30 +161,6 @@ def test_a_run_learns_and_ends_with_a_model_that_answers(run: Tuned):
     assert model.generate("the hawk", max_tokens=3, seed=0).token_ids
 
 
-def test_resumed_equals_uninterrupted(run: Tuned):
-    changes = ("lora.dropout=0.1", "checkpoints.every_steps=3")
-    whole = tune(run(*changes, output="whole"))
-    tune(run(*changes, "steps=3", output="parts"))
-    config = run(*changes, output="parts")
-    for file in (config.output / "adapter").iterdir():
-        file.unlink()
-    resumed = tune(config)
-    assert resumed.step == whole.step == 6
-    tensors = [read_low_rank(one.result, open_checkpoint(config.model).config).terms for one in (whole, resumed)]
-    for name, term in tensors[0].items():
-        assert np.array_equal(term.up, tensors[1][name].up), name
-
-
-def test_resumed_under_fake_quantization_equals_uninterrupted(run: Tuned):
-    changes = ("quantization_aware=int4", "checkpoints.every_steps=3")
-    whole = tune(run(*changes, output="whole"))
-    cut = run(*changes, output="cut")
-    shutil.copytree(whole.result.parent / "checkpoints" / "checkpoint-3", cut.output / "checkpoints" / "checkpoint-3")
-    weights, others = (dict(open_checkpoint(one.result).tensors()) for one in (whole, tune(cut)))
-    for name, values in weights.items():
-        assert np.array_equal(others[name], values), name
-
-
 def test_accumulation_row_by_row_equals_all_rows_at_once(run: Tuned):
     at_once, one_by_one = run("lora={}", output="at_once"), run("lora={}", "rows_per_device=1", output="one_by_one")
     tune(at_once)
@@ -168,6 +180,24 @@ def test_lora_at_the_start_equals_the_base(run: Tuned, capped_model: Path):
     tokens = torch.tensor([PROMPT])
     with torch.no_grad():
         assert torch.equal(trainer.model.eval()(tokens).logits, base(tokens).logits)
+
+
+def test_a_trained_adapter_beside_quantized_weights_equals_it_merged_into_what_these_stand_for(
+    low_rank: TuningOutcome, capped_model: Path, tmp_path: Path
+):
+    write_quantized(open_checkpoint(capped_model), RECIPES["int8"], tmp_path / "int8")
+    stored = open_checkpoint(tmp_path / "int8")
+    tensors = ((name, stored.tensor(name)) for name in stored.config.parameter_shapes())
+    write_checkpoint(stored.config, tensors, tmp_path / "plain", "griffinlm", None, stored.tokenizer_directory)
+    merge(str(tmp_path / "plain"), low_rank.result, tmp_path / "merged")
+    expected = logits_of(griffinlm.load(tmp_path / "merged", engine="torch"))
+    adapters = {"chat": low_rank.result}
+    beside = griffinlm.load(tmp_path / "int8", adapters=adapters)
+    by_torch = griffinlm.load(tmp_path / "int8", engine="torch", adapters=adapters)
+    assert_agree(logits_of(by_torch.with_adapter("chat")), expected, "model, adapter", "float32", "torch")
+    found = disagreement(logits_of(beside.with_adapter("chat")), expected)
+    assert found <= TOLERANCES["model, rounded activations", "float32", "onnx"]
+    assert disagreement(logits_of(beside), expected) > 0.01, "the adapter changes nothing"
 
 
 @pytest.mark.parametrize("engine", ["onnx", "torch"])

@@ -12,6 +12,9 @@ import torch
 from tolerances import assert_agree
 
 import griffinlm
+from griffinlm.generation.answering import GenerationOptions
+from griffinlm.generation.job import End, Job
+from griffinlm.generation.service import GenerationService
 from griffinlm.hf import GriffinForCausalLM
 from griffinlm.state import State
 from griffinlm.train.errors import TrainError
@@ -141,10 +144,41 @@ def test_rows_without_bos_packed_rows_and_models_without_a_state_are_refused(
         tune_state(face(tiny_gemma_directory), BOS)
 
 
-def test_resumed_equals_uninterrupted(run: Tuned):
-    changes = ("state={}", "checkpoints.every_steps=3")
-    whole = tune(run(*changes, output="whole"))
-    tune(run(*changes, "steps=3", output="parts")).result.unlink()
-    resumed = tune(run(*changes, output="parts"))
-    assert resumed.step == 6
-    assert resumed.result.read_bytes() == whole.result.read_bytes()
+def test_rows_of_a_service_that_begin_from_the_saved_state_write_what_the_trained_model_would(
+    run: Tuned, tiny_model_directory: Path
+):
+    outcome = tune(run("state={}", "steps=12", "optimizer.learning_rate=0.3"))
+    served = griffinlm.load(tiny_model_directory, threads=1, adapters={"chat": outcome.result})
+    ids = served.tokenizer.encode_chat(MESSAGES)
+    model, num_tokens = face(tiny_model_directory), 6
+    expected: dict[str | None, list[tuple[int, float]]] = {None: written(model, ids, num_tokens)}
+    tuned, state = tune_state(model, BOS), State.load(outcome.result, served)
+    with torch.no_grad():
+        for name, parameter in zip(tuned.names, tuned.hidden, strict=True):
+            parameter.copy_(torch.from_numpy(state.arrays()[name]))
+    expected["chat"] = written(model, ids, num_tokens)
+    assert abs(expected["chat"][0][1] - expected[None][0][1]) > 0.01, "the state changes nothing"
+    options = GenerationOptions.of({"max_tokens": num_tokens, "temperature": 0.0, "log_probabilities": 1})
+    service = GenerationService(served, None, num_slots=2)
+    jobs = [service.submit(Job("a", ids, options, adapter=name)) for name in ("chat", None, "chat", None)]
+    found: dict[int, End] = {}
+    while service.busy:
+        found |= {id(event.job): event for event in service.step(0.05) if isinstance(event, End)}
+    service.close()
+    for job in jobs:
+        told = found[id(job)].log_probabilities
+        assert told is not None
+        assert [one.token for one in told] == [token for token, _ in expected[job.adapter]]
+        for one, (_, log_p) in zip(told, expected[job.adapter], strict=True):
+            assert one.log_probability == pytest.approx(log_p, abs=1e-4)
+
+
+def written(model: GriffinForCausalLM, ids: list[int], num_tokens: int) -> list[tuple[int, float]]:
+    """The likeliest tokens one after the other with log p, each from a reading of the whole text."""
+    tokens, chosen = list(ids), []
+    for _ in range(num_tokens):
+        with torch.no_grad():
+            log_p = torch.log_softmax(model(torch.tensor([tokens])).logits[0, -1], dim=-1)
+        tokens.append(int(log_p.argmax()))
+        chosen.append((tokens[-1], float(log_p.max())))
+    return chosen

@@ -41,6 +41,13 @@ CONTRADICTIONS = {
     ("sources.chat.instruction=Say: ",): "sources.chat.instruction is given without",
     ("lora.rang=3",): "lora.rang is unknown; allowed in lora are rank, alpha, dropout, gates",
     ("lora.rank=0",): "lora.rank is 0; it must be 1 to 4,096",
+    ("lora.gates=true", "lora.dropout=0.1"): "lora.gates is true with a lora.dropout",
+    ("epochs=2",): "epochs and steps are given",
+    ("schedule.decay_steps=3",): "schedule.decay_steps is given with kind 'constant'",
+    ("schedule.warm_up_steps=7",): "more than the 6 steps of the run",
+    ("quantization_aware=int5",): "quantization_aware is 'int5'; allowed are int4, int8, int4-block32",
+    ("quantization_aware=float32",): "quantization_aware is 'float32'; allowed are int4",
+    ("state={}", "state.weights=int5"): "state.weights is 'int5'; allowed are float32, bfloat16, int4",
 }
 
 

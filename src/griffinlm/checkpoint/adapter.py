@@ -15,8 +15,8 @@ from griffinlm.checkpoint.names import TableName, entries
 from griffinlm.checkpoint.peft_config import PeftConfig, read_peft_config
 from griffinlm.checkpoint.store import type_name
 from griffinlm.checkpoint.tensor_source import ExpectedTensor, TensorInfo, is_finite, raw_bytes
-from griffinlm.config import ModelConfig
-from griffinlm.quantization.recipe import EMBEDDING, is_matrix
+from griffinlm.config import ModelConfig, is_matrix
+from griffinlm.quantization.recipe import EMBEDDING
 
 CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"
@@ -50,7 +50,7 @@ class LowRankAdapter:
     """Terms that are added to the products with a model's matrices."""
 
     terms: Mapping[str, LowRank]
-    """By the name of the matrix, in the order of `ModelConfig.parameter_shapes()`."""
+    """By the place of the matrix, in the order of `ModelConfig.place_shapes()`."""
 
     def digest(self) -> str:
         """SHA-256 of the names, shapes and numbers of all terms."""
@@ -86,7 +86,7 @@ def read_low_rank(directory: Path, config: ModelConfig) -> LowRankAdapter:
     with reading(file), safe_open(file, framework="numpy") as opened:
         found = {name: _info(opened, name) for name in opened.keys()}  # noqa: SIM118  (an open file is no mapping)
         chosen = _chosen(file, places, found)
-        order = {name: index for index, name in enumerate(config.parameter_shapes())}
+        order = {name: index for index, name in enumerate(config.place_shapes())}
         terms = {
             place.ours: _term(place, peft, *(_values(file, opened, name) for name in place.tensors))
             for place in sorted(chosen, key=lambda place: order[place.ours])
@@ -113,7 +113,7 @@ class _Place(NamedTuple):
 
 def _places(directory: Path, config: ModelConfig, peft: PeftConfig) -> list[_Place]:
     """Every place where a term may stand."""
-    shapes, found, unknown = config.parameter_shapes(), [], set(peft.target_parameters)
+    shapes, found, unknown = config.place_shapes(), [], set(peft.target_parameters)
     for ours_of in _parameter_names(config):
         modules: dict[str, list[str]] = {}
         for theirs in ours_of:
@@ -136,7 +136,7 @@ def _places(directory: Path, config: ModelConfig, peft: PeftConfig) -> list[_Pla
 
 def _parameter_names(config: ModelConfig) -> Iterator[dict[str, str]]:
     """Tables from the names that a model may have been trained under to ours: ours bare and wrapped, and published."""
-    names = list(config.parameter_shapes())
+    names = list(config.place_shapes())
     yield {name: name for name in names}
     yield {f"model.{name}": name for name in names}
     tables: tuple[TableName, ...] = ("recurrent_gemma", "gemma")

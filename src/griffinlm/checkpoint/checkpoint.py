@@ -236,7 +236,7 @@ def _one_config(path: Path, given: ModelConfig | None, stored: ConfigFile | None
         assert config is not None
         return config
     ours, theirs = given.to_dict(), stored.config.to_dict()
-    different = [name for name in ours if ours[name] != theirs[name]]
+    different = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
     if different:
         raise CheckpointError(f"{path}: its {CONFIG_FILE} and the configuration given differ in {', '.join(different)}")
     return given

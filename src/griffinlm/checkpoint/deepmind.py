@@ -94,6 +94,7 @@ def require_expressible(config: ModelConfig) -> None:
         "linears without bias": not config.use_bias,
         f"an embedding_scale of {config.embedding_scale}": config.embedding_scale not in scales,
         f"a norm_epsilon of {config.norm_epsilon}": config.norm_epsilon != 1e-6,
+        "layers that share parameters": config.recursion is not None,
     }
     if recurrent is not None:
         faults[f"{recurrent.num_conv_taps} conv taps"] = recurrent.num_conv_taps != 4

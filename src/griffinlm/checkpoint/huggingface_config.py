@@ -186,6 +186,7 @@ def to_huggingface(config: ModelConfig) -> dict[str, Any]:
     Raises:
         ConfigError: transformers has no such model; the message names what it cannot express.
     """
+    _refuse_unless(config.recursion is None, "its layers share parameters")
     if set(config.block_kinds) == {"global_attention"}:
         return _write_gemma(config)
     return _write_recurrent_gemma(config)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from griffinlm.config import ModelConfig
+from griffinlm.config import LOW_RANK, ModelConfig
 
 CONV_VARIANCE = 0.01
 SMALLEST_DECAY, LARGEST_DECAY = 0.9, 0.999
@@ -20,6 +20,7 @@ def initial_tensors(config: ModelConfig, seed: int) -> Iterator[tuple[str, np.nd
     | linear_out, output, down | N(0, 2 / (num_layers fan_in)) |
     | gates of the RG-LRU | N(0, 1 / block width) |
     | convolution | N(0, 0.01 / taps) |
+    | down and up of a layer's term beside a shared matrix | N(0, 1 / fan_in), and 0 |
     | a_param | a uniform on the ring [0.9, 0.999] by area; a^8 where the configuration says so |
     | biases, norm scales | 0 |
 
@@ -34,7 +35,7 @@ def initial_tensor(config: ModelConfig, name: str, shape: tuple[int, ...], rando
     """Draws one parameter as `initial_tensors` does, float32."""
     if name.endswith("a_param"):
         return _a_param(config, shape, random)
-    if name.endswith((".bias", ".scale")):
+    if name.endswith((".bias", ".scale", f"{LOW_RANK}.up")):
         return np.zeros(shape, np.float32)
     values = random.standard_normal(shape, dtype=np.float32)
     values *= math.sqrt(initial_variance(config, name, shape))
@@ -49,7 +50,7 @@ def initial_variance(config: ModelConfig, name: str, shape: tuple[int, ...]) -> 
         return CONV_VARIANCE / shape[0]
     if name.endswith(("linear_out.weight", "output.weight", "down.weight")):
         return 2.0 / (config.num_layers * shape[-1])
-    # Linear weights are [out, in]; a gate's blocks are square.
+    # Linear weights and down are [out, in]; a gate's blocks are square.
     return 1.0 / shape[-1]
 
 

@@ -201,8 +201,10 @@ def entries(table: TableName, config: ModelConfig) -> tuple[Entry, ...]:
     """Every tensor of a checkpoint of `config` in a format; each of our parameters is in exactly one of them.
 
     Raises:
-        CheckpointError: the format has no place for a parameter that `config` has.
+        CheckpointError: the format has no place for a parameter that `config` has, or none for layers that share one.
     """
+    if table != "griffinlm" and config.recursion is not None:
+        raise CheckpointError(f"the format {table} has no layers that share parameters")
     shapes = config.parameter_shapes()
     found = [_entry(row, shapes) for row in _rows(table, config, shapes) if all(name in shapes for name in row.ours)]
     homeless = shapes.keys() - {name for entry in found for name in entry.ours}

@@ -1,7 +1,7 @@
 """Writing a checkpoint in any format from our named parameters."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -29,12 +29,13 @@ def write_checkpoint(
     dtype: str | None = None,
     tokenizer_directory: Path | str | None = None,
     shard_bytes: int = SHARD_BYTES,
+    write_rest: Callable[[Path], None] | None = None,
 ) -> None:
     """Writes a new directory with the weights, a config.json and the tokenizer's files; whole, or not at all.
 
     `tensors` are pairs of our names and values, each parameter once, in any order. The safetensors formats hold
     `shard_bytes` of them in memory, `deepmind` all. `dtype` (float32, bfloat16 or float16) casts every tensor; without
-    it each keeps its own type.
+    it each keeps its own type. `write_rest` writes further files into the directory when all tensors have passed.
 
     Raises:
         CheckpointError: the format cannot express the model, tensors are missing, unknown, of the wrong shape or type,
@@ -57,6 +58,8 @@ def write_checkpoint(
             write_safetensors(directory, packed, {"format": "pt"}, shard_bytes)
         if tokenizer is not None:
             copy_tokenizer(tokenizer, directory)
+        if write_rest is not None:
+            write_rest(directory)
         if format == "huggingface":
             fields |= control_token_ids(tokenizer)
             # transformers loads in this type; weights of several types have no name for it.

@@ -17,7 +17,7 @@ from griffinlm.checkpoint.quantization_record import Method, Quantization
 from griffinlm.checkpoint.quantized import SCALES
 from griffinlm.checkpoint.store import write_safetensors
 from griffinlm.checkpoint.tokenizer_files import copy_tokenizer
-from griffinlm.config import ModelConfig
+from griffinlm.config import ModelConfig, is_matrix
 from griffinlm.progress import progress
 from griffinlm.quantization import FLOAT32, Format, QuantizationError, Quantized, Recipe, quantize
 from griffinlm.quantization.matrix import random_matrix
@@ -50,8 +50,8 @@ def write_quantized(
     Parameters go through memory one by one; `shard_bytes` of the result, or one larger tensor, are held.
 
     Args:
-        input_energy: by name of every quantized parameter, the mean square of each of its inputs, [K], for a gate
-            [h * b_in]; the error of the weights is weighted by it.
+        input_energy: by name of every quantized matrix, the mean square of each of its inputs, [K], for a gate
+            [h * b_in]; the error of the weights is weighted by it, but for low-rank terms, which need none.
 
     Returns:
         A report of every matrix, those that stay float32 included, in our order.
@@ -132,7 +132,7 @@ def write_random_quantized(config: ModelConfig, recipe: Recipe, destination: Pat
 
 
 def _check_names(formats: Mapping[str, Format], input_energy: Mapping[str, np.ndarray] | None) -> None:
-    quantized = [name for name, format in formats.items() if format.is_quantized]
+    quantized = [name for name, format in formats.items() if format.is_quantized and is_matrix(name)]
     missing = [name for name in quantized if input_energy is not None and name not in input_energy]
     if missing:
         raise QuantizationError(f"there is no input energy for {len(missing)} parameters, the first is {missing[0]}")
@@ -141,7 +141,7 @@ def _check_names(formats: Mapping[str, Format], input_energy: Mapping[str, np.nd
 def _quantized(
     name: str, values: np.ndarray, format: Format, input_energy: Mapping[str, np.ndarray] | None
 ) -> Quantized:
-    if input_energy is None:
+    if input_energy is None or not is_matrix(name):
         return quantize(to_matrix(values), format)
     try:
         return quantize(to_matrix(values), format, row_energy(input_energy[name], values.shape))

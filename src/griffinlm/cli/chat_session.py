@@ -13,6 +13,7 @@ from griffinlm.language_model import LanguageModel
 from griffinlm.state import attention_bytes_per_token
 
 SLASH = "/"
+MOST_DIGITS = 9
 
 
 class CommandError(GriffinError):
@@ -149,4 +150,6 @@ def _usage(name: str, command: Command) -> str:
 def _whole_number(name: str, text: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise CommandError(f"/{name} {text}: {text!r} is no whole number")
+    if len(text) > MOST_DIGITS:
+        raise CommandError(f"/{name}: a number of {len(text)} digits is too large; at most {MOST_DIGITS} are read")
     return int(text)

@@ -3,6 +3,8 @@
 import shutil
 from collections.abc import Iterator, Sequence
 
+from rich.cells import cell_len, set_cell_size
+
 from griffinlm.cli.output import one_line
 from griffinlm.conversation import Turn
 
@@ -22,10 +24,10 @@ def drawn_tree(turns: Sequence[Turn], current: Turn) -> str:
 
 
 def in_short(turn: Turn, width: int) -> str:
-    """What was said and answered, in one line of at most `width` characters, of which the question has up to half."""
+    """What was said and answered, in one line of at most `width` columns, of which the question has up to half."""
     question, answer = (one_line(message["content"]) for message in turn.messages)
-    question = _cut(question, max(width // 2, width - len(answer) - 3))
-    return f"{question} → {_cut(answer, width - len(question) - 3)}"
+    question = _cut(question, max(width // 2, width - cell_len(answer) - 3))
+    return f"{question} → {_cut(answer, width - cell_len(question) - 3)}"
 
 
 def _indented(beginning: Turn) -> Iterator[tuple[Turn, str]]:
@@ -46,4 +48,5 @@ def _drawn(parent: Turn, child: Turn, indent: str) -> tuple[str, str]:
 
 
 def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
+    """Characters of some scripts take two columns of a terminal."""
+    return text if cell_len(text) <= width else set_cell_size(text, width - 1) + "…"

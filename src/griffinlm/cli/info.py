@@ -75,10 +75,22 @@ def _facts(config: "ModelConfig") -> dict[str, Any]:
     return {
         "parameters": {"total": total, "not_embedding": total - config.num_embedding_parameters},
         "layers": dict(Counter(config.block_kinds)),
+        "recursion": None if config.recursion is None else _recursion_facts(config),
         "state_bytes": None if config.needs_capacity else state_bytes(config, 1),
         "contexts": contexts,
         "weight_bytes": {name: total * bits // 8 for name, bits in BITS_OF_A_WEIGHT.items()},
         "config": config.to_dict(),
+    }
+
+
+def _recursion_facts(config: "ModelConfig") -> dict[str, Any]:
+    assert config.recursion is not None
+    return {
+        "loops": config.recursion.num_loops,
+        "shared_layers": config.num_shared_layers,
+        "own_layers": config.num_layers - config.num_looped_layers,
+        "tie": config.recursion.tie,
+        "rank": config.recursion.rank,
     }
 
 
@@ -123,6 +135,8 @@ def _rows(facts: dict[str, Any]) -> list[Sequence[str]]:
         ("state", f"{size:,} bytes a sequence, whatever its length" if size else "grows with the sequence"),
         ("weights", ", ".join(f"{readable_bytes(count)} {name}" for name, count in facts["weight_bytes"].items())),
     ]
+    if facts["recursion"]:
+        rows.insert(3, ("recursion", _recursion_row(facts["recursion"])))
     if "checkpoint" in facts:
         found = facts["checkpoint"]
         tokenizer = found["tokenizer"]
@@ -133,6 +147,14 @@ def _rows(facts: dict[str, Any]) -> list[Sequence[str]]:
             ("digest", found["digest"]),
         ]
     return rows
+
+
+def _recursion_row(found: dict[str, Any]) -> str:
+    tied = "matrices" if found["tie"] == "matrices" else "all parameters"
+    return (
+        f"{found['loops']} loops through {found['shared_layers']} layers that share {tied}, rank {found['rank']}; "
+        f"{found['own_layers']} layers of their own"
+    )
 
 
 def _context_rows(contexts: list[dict[str, Any]]) -> list[Sequence[str]]:

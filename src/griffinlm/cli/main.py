@@ -28,6 +28,7 @@ COMMANDS = (
     "info",
     "convert",
     "quantize",
+    "recursive",
     "train",
     "estimate",
     "evaluate",

@@ -16,7 +16,7 @@ def pull(
     offline: Annotated[bool, typer.Option("--offline", help="Only look whether it is in the cache.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Fetch a model from the Hugging Face hub and print where it lies.
+    """Fetch a model from the Hugging Face hub, print where it lies.
 
     What is already in the cache is not fetched again; a download that broke off is taken up.
     """

@@ -10,7 +10,6 @@ from griffinlm.errors import GriffinError
 
 
 def serve(
-    context: typer.Context,
     model: o.Model = "eyas",
     host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", metavar="N", help="0 takes a free one.")] = 8000,

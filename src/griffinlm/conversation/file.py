@@ -51,8 +51,8 @@ def from_bytes(content: bytes, model: StateOwner, name: str) -> tuple[list[Turn]
         return turns, turns[current], None
     token_ids = arrays.pop(TOKEN_IDS, np.zeros(0, np.int32))
     check_layout(arrays, model, what)
-    is_of_one_row = token_ids.dtype == np.int32 and token_ids.shape == tuple(arrays["num_tokens"])
-    if not is_of_one_row or arrays["pending"][0] != NOTHING_PENDING:
+    is_listed = token_ids.dtype == np.int32 and arrays["num_tokens"].tolist() == [*token_ids.shape]
+    if not is_listed or token_ids.ndim != 1 or arrays["pending"].tolist() != [NOTHING_PENDING]:
         raise StateError(f"{what} has a state of other tokens than those it lists")
     return turns, turns[current], Place(token_ids.tolist(), State(arrays, model.identity))
 

@@ -20,6 +20,8 @@ TAP = ".energy"
 def input_energy(checkpoint: Checkpoint, documents: Iterable[Sequence[int]]) -> dict[str, np.ndarray]:
     """Mean square of every input channel of every matrix, over all tokens of the documents, in float32.
 
+    That of a matrix which layers share is over all of them.
+
     Args:
         checkpoint: not quantized. documents: token ids, at least one token in all; each document is read by itself.
 
@@ -31,10 +33,10 @@ def input_energy(checkpoint: Checkpoint, documents: Iterable[Sequence[int]]) -> 
     linears = Linears(graph, checkpoint, activation_levels())
     add_model(graph, linears, checkpoint.config, "float32")
     taps: dict[str, int] = {}
-    for name, value in linears.inputs.items():
+    for name, values in linears.inputs.items():
         num_inputs = _num_inputs(checkpoint.config, name)
-        squares = graph.node("ReduceSumSquare", value, graph.constant([0], np.int64), keepdims=0)
-        graph.output(name + TAP, squares, "float32", [num_inputs])
+        squares = [graph.node("ReduceSumSquare", value, graph.constant([0], np.int64), keepdims=0) for value in values]
+        graph.output(name + TAP, graph.node("Mean", *squares), "float32", [num_inputs])
         taps[name + TAP] = num_inputs
     session = new_session(graph.build("calibration"), checkpoint, None)
     sums = {name: np.zeros(size) for name, size in taps.items()}

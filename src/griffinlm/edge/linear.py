@@ -1,9 +1,12 @@
 """Matrix products with weights in any format of `griffinlm.quantization`."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from griffinlm.checkpoint import SCALES, Checkpoint, StoredTensor
 from griffinlm.checkpoint.adapter import AdapterTerms
+from griffinlm.config import LOW_RANK
 from griffinlm.edge.graph import MICROSOFT, Graph
 from griffinlm.edge.low_rank import LowRankTerms
 from griffinlm.quantization import FLOAT32, Format
@@ -19,7 +22,7 @@ SMALLEST_SCALE = 1e-30
 
 
 class Linears:
-    """Adds the linears of one checkpoint to a graph.
+    """Adds the linears of one checkpoint to a graph. They are called by their places; a shared matrix is held once.
 
     Every format leaves rows independent: activations are rounded by a scale of their own row (or of a part of it), so
     that nothing leaks from a token to an earlier one or from one conversation to another.
@@ -34,35 +37,38 @@ class Linears:
         self, graph: Graph, checkpoint: Checkpoint, activation_levels: int, adapters: AdapterTerms | None = None
     ) -> None:
         self._graph, self._checkpoint, self._levels = graph, checkpoint, activation_levels
+        self._shapes, self._parameter_at = checkpoint.config.place_shapes(), checkpoint.config.parameter_at
         self._low_rank = LowRankTerms(graph, adapters or {})
         self._rounded: dict[str, tuple[str, str]] = {}
-        self.inputs: dict[str, str] = {}
-        """The value that each weight is multiplied with, by parameter name."""
+        self.inputs: dict[str, list[str]] = {}
+        """The values that each weight is multiplied with, one for each layer that has it, by parameter name."""
 
-    def values(self, name: str) -> "np.ndarray | StoredTensor":
+    def values(self, place: str) -> "np.ndarray | StoredTensor":
         """A float32 parameter: where it lies, or its values; raises CheckpointError where it holds NaN or infinity."""
-        values, stored = self.array(name), self._checkpoint.stored(name)
+        values, stored = self.array(place), self._checkpoint.stored(self._parameter_at(place))
         return stored if stored is not None and stored.dtype == "float32" else values
 
-    def array(self, name: str) -> np.ndarray:
+    def array(self, place: str) -> np.ndarray:
         """The float32 values of a parameter."""
-        return self._checkpoint.tensor(name).astype(np.float32, copy=False)
+        return self._checkpoint.tensor(self._parameter_at(place)).astype(np.float32, copy=False)
 
-    def parameter(self, name: str) -> str:
-        return self._graph.weight(name, self.values(name))
+    def parameter(self, place: str) -> str:
+        return self._graph.weight(self._parameter_at(place), self.values(place))
 
     def linear(self, x: str, name: str, *, bias: bool) -> str:
         """x [M, K] @ weight^T (+ bias) for the linear whose parameters are `name`.weight and `name`.bias."""
         bias_name = self.parameter(f"{name}.bias") if bias else None
         return self.product(x, f"{name}.weight", bias_name)
 
-    def product(self, x: str, name: str, bias: str | None = None) -> str:
-        """x [M, K] times the transpose of parameter `name` [N, K], plus `bias` [N] where given."""
-        self.inputs[name] = x
-        return self._low_rank.add(x, self._product(x, name, bias), name)
+    def product(self, x: str, place: str, bias: str | None = None) -> str:
+        """x [M, K] times the transpose of the matrix [N, K] at `place`, plus `bias` [N] and the place's own terms."""
+        name = self._parameter_at(place)
+        self.inputs.setdefault(name, []).append(x)
+        out = self._with_own_term(x, self._product(x, name, bias), place)
+        return self._low_rank.add(x, out, place)
 
     def _product(self, x: str, name: str, bias: str | None) -> str:
-        num_rows, size = self._checkpoint.config.parameter_shapes()[name]
+        num_rows, size = self._shapes[name]
         kind = self._format(name)
         if not kind.is_quantized:
             return self._graph.node("Gemm", x, self.parameter(name), *([bias] if bias else []), transB=1)
@@ -78,40 +84,64 @@ class Linears:
             out = self._joined([self._by_block(x, name, kind, shape, i) for i in range(num_parts)])
         return self._graph.node("Add", out, bias) if bias else out
 
+    def _with_own_term(self, x: str, product: str, place: str) -> str:
+        """product [M, N] plus up (down x) of x [M, K], where the layer has such a term at `place`."""
+        down, up = _term_names(place)
+        if down not in self._shapes:
+            return product
+        return self._graph.node("Add", product, self._product(self._product(x, down, None), up, None))
+
+    def _with_own_terms(self, parts: Sequence[str], products: Sequence[str], place: str) -> Sequence[str]:
+        """The same for the blocks of a gate, whose terms lie one after another."""
+        names = _term_names(place)
+        if names[0] not in self._shapes:
+            return products
+        graph, summed = self._graph, []
+        factors = {name: (self.values(name), self._shapes[name][1:]) for name in names}
+        for index, (part, product) in enumerate(zip(parts, products, strict=True)):
+            down, up = (
+                graph.weight(f"{name}.{index}", _part(values, index, shape))
+                for name, (values, shape) in factors.items()
+            )
+            summed.append(graph.node("Gemm", graph.node("Gemm", part, down, transB=1), up, product, transB=1))
+        return summed
+
     def block_diagonal(self, x: str, name: str, parts: tuple[str, ...]) -> str:
         """Each slice of the channels through its own matrix: u_i @ weight[i] + bias[i], joined to [M, L].
 
         Args:
             x: [M, L], all channels; parts: the same cut into the slices.
         """
-        graph, weight_name = self._graph, f"{name}.weight"
-        self.inputs[weight_name] = x
-        size = self._checkpoint.config.parameter_shapes()[weight_name][1]
+        graph, place = self._graph, f"{name}.weight"
+        weight_name = self._parameter_at(place)
+        self.inputs.setdefault(weight_name, []).append(x)
+        size = self._shapes[weight_name][1]
         kind = self._format(weight_name)
         if kind.is_quantized:
             products = [self._by_block(part, weight_name, kind, (size, size), i) for i, part in enumerate(parts)]
         else:
-            weights = self.values(weight_name)
+            weights = self.values(place)
             products = [
                 graph.node("MatMul", part, graph.weight(f"{weight_name}.{i}", _part(weights, i, (size, size))))
                 for i, part in enumerate(parts)
             ]
         bias = self.array(f"{name}.bias").reshape(-1)
-        out = graph.node("Add", self._joined(products), graph.weight(f"{name}.bias", bias))
-        return self._low_rank.add(x, out, weight_name)
+        out = self._joined(self._with_own_terms(parts, products, place))
+        out = graph.node("Add", out, graph.weight(f"{name}.bias", bias))
+        return self._low_rank.add(x, out, place)
 
     def _format(self, name: str) -> Format:
         quantization = self._checkpoint.quantization
         if quantization is None:
             return FLOAT32
-        return quantization.recipe.format_of(name, self._checkpoint.config.parameter_shapes()[name])
+        return quantization.recipe.format_of(name, self._shapes[name])
 
     def _stored(self, name: str) -> StoredTensor:
         stored = self._checkpoint.stored(name)
         assert stored is not None, f"{name} is quantized, so it lies in a file of ours"
         return stored
 
-    def _joined(self, parts: list[str]) -> str:
+    def _joined(self, parts: Sequence[str]) -> str:
         """Products side by side."""
         return parts[0] if len(parts) == 1 else self._graph.node("Concat", *parts, axis=1)
 
@@ -170,6 +200,12 @@ class Linears:
             rounded = graph.node("QuantizeLinear", graph.node("Div", x, largest), step, self._middle)
             self._rounded[x] = rounded, largest
         return self._rounded[x]
+
+
+def _term_names(place: str) -> tuple[str, str]:
+    """Where down and up of the term stand that a layer may add to its product with the matrix at `place`."""
+    term = place.removesuffix(".weight") + LOW_RANK
+    return f"{term}.down", f"{term}.up"
 
 
 def _part(values: "np.ndarray | StoredTensor", index: int, shape: tuple[int, ...]) -> "np.ndarray | StoredTensor":

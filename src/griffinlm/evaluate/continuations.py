@@ -7,7 +7,7 @@ import numpy as np
 
 from griffinlm.errors import GriffinError
 from griffinlm.executor import check_tokens
-from griffinlm.generation.sampling import log_normaliser
+from griffinlm.generation.candidates import log_normaliser
 from griffinlm.language_model import FORWARD_CHUNK_TOKENS, SCORED_LOGITS_AT_MOST, LanguageModel
 from griffinlm.progress import progress
 from griffinlm.state import State

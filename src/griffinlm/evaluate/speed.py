@@ -17,8 +17,9 @@ from griffinlm.evaluate.benchmark_weights import weights_run
 from griffinlm.evaluate.own_process import peak_resident_bytes
 from griffinlm.evaluate.traffic import embedding_row_bytes, state_read_bytes, weight_bytes
 from griffinlm.executor import Engine, Executor
+from griffinlm.generation.parameters import SamplingParameters
 from griffinlm.generation.request import Request
-from griffinlm.generation.sampling import Sampler, SamplingParameters
+from griffinlm.generation.sampling import Sampler, choose_together
 from griffinlm.generation.scheduler import Scheduler
 from griffinlm.state import NOTHING_PENDING, ArraySpec, state_layout
 
@@ -175,7 +176,7 @@ def _scheduler(
     executor: Executor, config: ModelConfig, position: int, num_prompt_tokens: int, num_tokens: int
 ) -> Scheduler:
     """A request in every slot, each with a prompt and a seed of its own, that goes on from what the slot holds."""
-    scheduler = Scheduler(executor, lambda ids: np.asarray([ids], np.int64))
+    scheduler = Scheduler(executor, lambda ids: np.asarray([ids], np.int64), choose=choose_together)
     for slot in range(executor.num_slots):
         prompt = np.random.default_rng(slot).integers(0, config.vocab_size, num_prompt_tokens).tolist()
         sampler = Sampler(SamplingParameters(seed=slot), prompt, first_position=position + num_prompt_tokens)

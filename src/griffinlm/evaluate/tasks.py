@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from griffinlm.errors import GriffinError
-from griffinlm.evaluate.documents import DocumentError
-from griffinlm.evaluate.rows import Row, read_rows
+from griffinlm.evaluate.documents import DocumentError, read_rows
+from griffinlm.evaluate.rows import Row, checked_row
 
 
 class TaskError(GriffinError):
@@ -137,32 +137,31 @@ def task_rows(name: str, directory: Path) -> list[Row]:
 
     Raises:
         TaskError: there is no such task, no such file, or too few rows.
-        DocumentError: a row lacks a field or holds something else in it; the message names file and line.
+        DocumentError: the file is empty, or a row lacks a field or holds something else in it; the message names file
+            and line.
     """
     task = require_task(name)
     candidates = [directory / f"{task.file or name}{ending}" for ending in (".jsonl.xz", ".jsonl")]
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
         raise TaskError(f"task {name} has no file: there is neither {candidates[0]} nor {candidates[1].name}")
-    rows = []
-    for line, row in read_rows(path, task.fields):
-        _check_choices(task, row, f"{path}, line {line}")
-        if task.is_asked(row):
-            rows.append(row)
+    rows = [row for row in read_rows(path, lambda values: _task_row(task, values)) if task.is_asked(row)]
     if len(rows) <= task.num_examples:
         raise TaskError(f"{path} has {len(rows)} rows that count; task {name} needs at least {task.num_examples + 1}")
     return rows
 
 
-def _check_choices(task: TaskDefinition, row: Row, where: str) -> None:
+def _task_row(task: TaskDefinition, values: Any) -> Row:
+    row = checked_row(values, task.fields)
     if "gold" not in row:
-        return
+        return row
     choices = row["choices"] if "choices" in row else row["context_options"]
     letters = task.harness["doc_to_choice"]
     if isinstance(letters, list) and len(choices) != len(letters):
-        raise DocumentError(f"{where}: there are {len(choices)} choices; they must be {len(letters)}")
+        raise DocumentError(f"there are {len(choices)} choices; they must be {len(letters)}")
     if not 0 <= row["gold"] < len(choices):
-        raise DocumentError(f'{where}: "gold" is {row["gold"]}; it must be in 0..{len(choices) - 1}')
+        raise DocumentError(f'"gold" is {row["gold"]}; it must be in 0..{len(choices) - 1}')
+    return row
 
 
 def _lettered(row: Row) -> str:

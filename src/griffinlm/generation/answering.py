@@ -9,16 +9,18 @@ import numpy as np
 
 from griffinlm.errors import GriffinError
 from griffinlm.executor import Executor
-from griffinlm.generation.completion import Completion, Generation, with_last_pending
+from griffinlm.generation.completion import Completion, Generation, with_last_pending, write_together
 from griffinlm.generation.grammar import Matcher, schema_text
+from griffinlm.generation.parameters import SamplingParameters
 from griffinlm.generation.request import Request, TokenEvent
-from griffinlm.generation.sampling import Sampler, SamplingParameters
+from griffinlm.generation.sampling import Sampler
 from griffinlm.generation.scheduler import Scheduler
 from griffinlm.state import State
 from griffinlm.text import Tokenizer
 
 MOST_BIAS = 100
-MOST_TOKENS = 1 << 40
+MAX_COUNT = 1 << 40
+"""Of tokens and alternatives, so that sums of them stay whole numbers of 64 bits."""
 
 
 class GenerationError(GriffinError):
@@ -95,8 +97,8 @@ class GenerationOptions:
                 continue
             if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
                 raise GenerationError(f"{name} is {value!r}; it must be a whole number, {least} or above")
-            if int(value) > MOST_TOKENS:
-                raise GenerationError(f"{name} is above {MOST_TOKENS}, the most that is allowed")
+            if int(value) > MAX_COUNT:
+                raise GenerationError(f"{name} is above {MAX_COUNT}, the most that is allowed")
         for text in self.stop:
             if not isinstance(text, str) or not text:
                 raise GenerationError(f"stop is {text!r}; a stop string must be text of at least one character")
@@ -135,7 +137,7 @@ class Answers:
         num_answers: int = 1,
         adapter: str | None = None,
     ) -> None:
-        self._scheduler = Scheduler(executor, lambda ids: np.asarray([ids], np.int64))
+        self._scheduler = Scheduler(executor, lambda ids: np.asarray([ids], np.int64), choose=write_together)
         self._make_state = make_state
         self._completions: dict[Request, Completion] = {}
         self._results: dict[Request, Generation] = {}

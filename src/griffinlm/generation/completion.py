@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from griffinlm.generation.request import FinishReason
-from griffinlm.generation.sampling import Sampler, TokenLogProbability
+from griffinlm.generation.sampling import Sampler, TokenLogProbability, choose_together
 from griffinlm.state import State
 from griffinlm.text import StopStrings, TextStream
 
@@ -27,7 +27,7 @@ class Generation:
 
 
 class Completion:
-    """One answer while it is written. It chooses the tokens, and is complete where a stop string is.
+    """One answer while it is written, complete where a stop string is. `write_together` chooses its tokens.
 
     Args:
         stream: None where the model has no tokenizer; the text is then empty.
@@ -56,14 +56,6 @@ class Completion:
     def is_complete(self) -> bool:
         return self._is_stopped or self._sampler.is_complete
 
-    def choose(self, logits: np.ndarray) -> int:
-        """The next token from float32 logits [vocab]; its text is then there to be taken."""
-        token = self._sampler.choose(logits)
-        if self._sampler.latest is not None:
-            self.log_probabilities.append(self._sampler.latest)
-        self._push(token)
-        return token
-
     def replay(self, token_ids: Sequence[int], log_probabilities: Sequence[TokenLogProbability] = ()) -> None:
         """Takes over tokens chosen elsewhere, whose text was given out there; what follows goes on exactly."""
         self._sampler.replay(token_ids)
@@ -89,6 +81,12 @@ class Completion:
         logs = self.log_probabilities if self._sampler.latest is not None else None
         return Generation(self.text, self.token_ids, finish_reason, state, logs)
 
+    def _take(self, token: int) -> None:
+        """The sampler has chosen a token."""
+        if self._sampler.latest is not None:
+            self.log_probabilities.append(self._sampler.latest)
+        self._push(token)
+
     def _push(self, token: int) -> None:
         self.token_ids.append(token)
         if self._stream is not None:
@@ -97,6 +95,21 @@ class Completion:
     def _free(self, text: str) -> None:
         piece, self._is_stopped = self._stops.push(text)
         self._pieces.append(piece)
+
+
+def write_together(completions: Sequence[Completion], logits: np.ndarray) -> list[int | Exception]:
+    """The next token of every answer from its row of float32 logits [rows, vocab]; its text is then there to be taken.
+
+    What is chosen for an answer does not depend on the others. Where none can be, the error stands in its place.
+
+    Args:
+        completions: of one tokenizer.
+    """
+    found = choose_together([completion._sampler for completion in completions], logits)
+    for completion, token in zip(completions, found, strict=True):
+        if not isinstance(token, Exception):
+            completion._take(token)
+    return found
 
 
 def with_last_pending(arrays: Mapping[str, Any], token: int) -> dict[str, Any]:

@@ -10,6 +10,9 @@ from griffinlm.generation.store import DamagedStateError, StateNotFoundError, St
 LEAST_GAP_TOKENS = 32
 """Reading as many tokens costs no more than fetching a state: of two places closer than this one is enough."""
 
+SPARED_BY_STARTS, SPARED_BY_LEAVING, SPARED_BY_RESUMED = 0, 1, 2
+"""Places left to others: a slow disk holds up no reading, and answers that wait with a state hold up no end."""
+
 R = TypeVar("R")
 
 
@@ -45,9 +48,9 @@ class Keeper:
         self._leaving: set[Future[Any]] = set()
         """What gives its place back when it is done."""
 
-    def take_place(self, is_start: bool = False) -> bool:
-        """Whether there was room for one more state. The last place is for starts: a slow disk holds up no reading."""
-        if self.num_taken >= self.num_places - (not is_start):
+    def take_place(self, num_spared: int = SPARED_BY_LEAVING) -> bool:
+        """Whether there was room for one more state beside so many places that are spared for others."""
+        if self.num_taken >= self.num_places - num_spared:
             return False
         self.num_taken += 1
         return True

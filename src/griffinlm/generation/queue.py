@@ -1,6 +1,6 @@
 """Who is next, among those that wait for a slot and among prompts that are being read."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -98,18 +98,43 @@ def check_group(requests: Sequence[Request]) -> None:
     """
     if not requests:
         raise RequestError("there are no requests to submit; there must be at least one")
+    if len(set(requests)) < len(requests):
+        raise RequestError("a request is submitted twice; it must end before it may be submitted again")
     first = requests[0]
-    for place, request in enumerate(requests):
+    for request in requests:
         if not request.prompt and request.find_start is None:
             raise RequestError("a request's prompt has no tokens; it needs at least one")
         if request.max_tokens < 0:
             raise RequestError(f"a request's max_tokens is {request.max_tokens}; it must be 0 or above")
-        if request in requests[:place]:
-            raise RequestError("a request is submitted twice; it must end before it may be submitted again")
         is_shared = request.prompt == first.prompt and request.state is first.state
         is_shared &= request.find_start is first.find_start and request.adapter == first.adapter
         if not is_shared or request.priority != first.priority:
             raise RequestError("requests of a group differ in prompt, state or priority; they must share all three")
+
+
+def check_room(
+    num_requests: int, num_ahead: int, max_waiting: int, num_slots: int, seconds: Callable[[], float | None]
+) -> None:
+    """Refuses what would not find a place in the queue.
+
+    Args:
+        num_ahead: requests that wait beyond the free slots; below 0 where some slots stay free.
+        seconds: gives the time until a slot is free, where known.
+
+    Raises:
+        RequestError: so many never find one.
+        QueueFullError: there is no room now.
+    """
+    most = max_waiting + num_slots
+    if num_requests > most:
+        raise RequestError(f"{num_requests} answers are asked for at once; at most {most} can be taken")
+    if num_ahead + num_requests > max_waiting:
+        expected = seconds()
+        when = "it is not yet known when a slot will be free"
+        if expected is not None:
+            when = f"a slot is expected to be free in {expected:.1f} s"
+        places = f"{max(num_ahead, 0)} of {max_waiting} places in the queue are taken"
+        raise QueueFullError(f"{places}, {num_requests} more asked for; {when}", expected)
 
 
 def most_urgent(groups: Iterable[Group], now: float) -> Group | None:

@@ -1,6 +1,6 @@
 """A request as the scheduler sees it: token ids in, token ids out."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -13,15 +13,36 @@ class RequestError(GriffinError):
     """A request that cannot be run as it is."""
 
 
-class TokenChooser(Protocol):
-    """Turns a row of logits into a token; remembers whatever its rule needs."""
-
-    def choose(self, logits: Any) -> int: ...
+class Chooser(Protocol):
+    """The rule of one answer; remembers whatever it needs. Tokens are chosen by the scheduler's `choose`."""
 
     @property
     def is_complete(self) -> bool:
         """Whether the answer ends with the token chosen last, whatever token that is."""
         ...
+
+
+class TokenChooser(Chooser, Protocol):
+    """One that chooses for itself."""
+
+    def choose(self, logits: Any) -> int:
+        """The next token, from a row of logits."""
+        ...
+
+
+Choose = Callable[[Sequence[Any], Any], Sequence[int | Exception]]
+"""The next token of every chooser, from a row of logits each; where one cannot choose, what it raised."""
+
+
+def choose_each(choosers: Sequence[TokenChooser], logits: Sequence[Any]) -> list[int | Exception]:
+    """A `Choose` that asks one after the other."""
+    found: list[int | Exception] = []
+    for chooser, row in zip(choosers, logits, strict=True):
+        try:
+            found.append(chooser.choose(row))
+        except Exception as error:  # The chooser is the request's own; the other rows have theirs.
+            found.append(error)
+    return found
 
 
 class PromptScorer(Protocol):
@@ -65,7 +86,7 @@ class Request:
 
     prompt: list[int]
     """Tokens to read first; at least one."""
-    chooser: TokenChooser
+    chooser: Chooser
     max_tokens: int
     """0 reads the prompt and writes nothing."""
     end_ids: frozenset[int]

@@ -9,7 +9,7 @@ import numpy as np
 
 from griffinlm.executor import Engine
 from griffinlm.generation.answering import GenerationError, GenerationOptions, new_completion
-from griffinlm.generation.completion import Completion
+from griffinlm.generation.completion import Completion, write_together
 from griffinlm.generation.job import End, Job, Piece, Usage
 from griffinlm.generation.keeping import Chain, Kept
 from griffinlm.generation.prompt_scores import PromptScores
@@ -101,9 +101,6 @@ class Row:
     def is_complete(self) -> bool:
         return self.completion.is_complete
 
-    def choose(self, logits: np.ndarray) -> int:
-        return self.completion.choose(logits)
-
     @property
     def num_read(self) -> int:
         """Tokens of document and answer that the model has read while this row writes: all but the last."""
@@ -151,6 +148,11 @@ class Row:
             not_kept=next((kept.fault for kept in found.values() if kept.fault is not None), None),
             error=self.error,
         )
+
+
+def write_rows(rows: Sequence[Row], logits: np.ndarray) -> list[int | Exception]:
+    """`write_together` for the answers of rows."""
+    return write_together([row.completion for row in rows], logits)
 
 
 @dataclass(eq=False)

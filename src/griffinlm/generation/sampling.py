@@ -1,77 +1,19 @@
-"""From logits to a token: penalties, temperature, the cuts top-k, top-p and min-p, and a draw that needs no memory."""
+"""From logits to a token: penalties, grammar, cuts, and a draw that needs no memory."""
 
 import math
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from numbers import Integral, Real
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from griffinlm.errors import GriffinError
+from griffinlm.generation.candidates import best_ids, draw_tokens, log_normaliser, uniforms
 from griffinlm.generation.grammar import Matcher
+from griffinlm.generation.parameters import SEEDS, SamplingError, SamplingParameters
 
-SEEDS = 2**63
-
-TEMPERATURES = (1e-20, 1e20)
-"""Past these float32 overflows, and the draw is long one among the best tokens or one among all."""
-
-TOTAL_TOLERANCE = 1e-5
-"""Relative, of a sum of float32 weights: several times what rounding of logits, exponentials and sum can do."""
-
-BLOCK_TOKENS = 256
-FEW_TOKENS = 1024
-
-
-class SamplingError(GriffinError):
-    """A sampling parameter out of its range."""
-
-
-@dataclass(frozen=True)
-class SamplingParameters:
-    """How the next token is chosen. The steps are taken in the order of the fields."""
-
-    repetition_penalty: float = 1.0
-    """Divides positive and multiplies negative logits of every token of prompt and answer; 1 is off."""
-    presence_penalty: float = 0.0
-    """Taken off the logit of every token of the answer."""
-    frequency_penalty: float = 0.0
-    """Taken off the logit of a token of the answer for every time it stands there."""
-    temperature: float = 1.0
-    """Divides the logits; 0 takes the best token, the lowest id among equals."""
-    top_k: int | None = None
-    """Keeps the k best tokens, and those equal to the last of them."""
-    top_p: float | None = None
-    """Keeps the fewest best tokens that reach this probability together."""
-    min_p: float | None = None
-    """Keeps the tokens with at least this share of the best one's probability."""
-    seed: int | None = None
-    """Same seed, state and prompt: same tokens, also where the state was saved in between. None draws one."""
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            whole = field.name in ("top_k", "seed")
-            if value is None and field.name in ("top_k", "top_p", "min_p", "seed"):
-                continue
-            if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
-                raise SamplingError(f"{field.name} is {value!r}; it must be a {'whole ' if whole else ''}number")
-            if not whole and not _is_finite(value):
-                raise SamplingError(f"{field.name} is {value}; it must be finite")
-        self._require("repetition_penalty", 0.01 <= self.repetition_penalty <= 100, "between 0.01 and 100")
-        for name in ("presence_penalty", "frequency_penalty"):
-            self._require(name, abs(getattr(self, name)) <= 100, "between -100 and 100")
-        self._require("temperature", self.temperature >= 0, "0 or above")
-        self._require("top_k", self.top_k is None or self.top_k >= 1, "1 or above")
-        self._require("top_p", self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1")
-        self._require("min_p", self.min_p is None or 0 <= self.min_p <= 1, "between 0 and 1")
-        self._require("seed", self.seed is None or 0 <= self.seed < SEEDS, f"between 0 and {SEEDS - 1}")
-
-    def _require(self, name: str, holds: bool, allowed: str) -> None:
-        if not holds:
-            raise SamplingError(f"{name} is {getattr(self, name)}; it must be {allowed}")
+LOGITS_AT_ONCE = 1 << 17
+"""Of all rows that are computed with together (512 KiB of float32): as many as stay in a processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -82,14 +24,6 @@ class TokenLogProbability:
     log_probability: float
     alternatives: tuple[tuple[int, float], ...]
     """The best tokens and their log-probabilities, best first."""
-
-
-def _is_finite(value: Any) -> bool:
-    """Also of whole numbers that no float can hold."""
-    try:
-        return math.isfinite(float(value))
-    except OverflowError:
-        return False
 
 
 class Sampler:
@@ -125,6 +59,7 @@ class Sampler:
         self.seed = secrets.randbelow(SEEDS) if parameters.seed is None else int(parameters.seed)
         """That of the parameters, or the one drawn where they have none."""
         self._position = first_position
+        self._numbers = uniforms(self.seed, first_position)
         self._penalised = parameters.repetition_penalty != 1.0
         self._num_choices = num_choices
         seen = {t for t in prompt if num_choices is None or t < num_choices} if self._penalised else set()
@@ -132,8 +67,8 @@ class Sampler:
         self._counts: Counter[int] = Counter()
         self._counted = parameters.presence_penalty != 0.0 or parameters.frequency_penalty != 0.0
         self._taken_off: np.ndarray | None = None
-        self._end_ids = list(end_ids)
-        self._num_held_back = min_tokens
+        self._end_ids = np.fromiter(end_ids, np.int64)
+        self._num_held_back = min_tokens if self._end_ids.size else 0
         self._num_alternatives = num_alternatives
         self._matcher = matcher
         biased = {t: bias for t, bias in (logit_bias or {}).items() if num_choices is None or t < num_choices}
@@ -158,17 +93,10 @@ class Sampler:
             SamplingError: a logit is not a number, or no token may be chosen.
             GrammarError: as for `is_complete`.
         """
-        adjusted = self._penalise(self._allowed(logits[: self._num_choices]))
-        token = int(adjusted.argmax())
-        if not math.isfinite(adjusted[token]):
-            raise SamplingError(f"the best logit, of token {token}, is {adjusted[token]}; it must be finite")
-        if self.parameters.temperature > 0:
-            ids, weights = candidates(adjusted, self.parameters)
-            token = int(ids[draw(weights, uniform(self.seed, self._position))])
-        if self._num_alternatives is not None:
-            self.latest = token_log_probability(logits, token, self._num_alternatives)
-        self._remember(token)
-        return token
+        (found,) = choose_together([self], logits[None])
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     def replay(self, token_ids: Iterable[int]) -> None:
         """Takes over tokens that a sampler made like this one chose before: what follows goes on exactly as there.
@@ -180,6 +108,33 @@ class Sampler:
         """
         for token in token_ids:
             self._remember(token)
+        self._numbers = uniforms(self.seed, self._position)
+
+    @property
+    def _is_adjusting(self) -> bool:
+        """Whether `_adjust` changes anything at the next token."""
+        is_adjusting = self._matcher is not None or self._num_held_back > 0 or bool(self._counts)
+        return is_adjusting or self._seen.size > 0 or self._biased.size > 0
+
+    def _adjust(self, logits: np.ndarray) -> None:
+        """Writes bias, penalties and what may not be chosen into float32 logits [choices]."""
+        if self._matcher is not None:
+            np.copyto(logits, -np.inf, where=~self._matcher.allowed()[: len(logits)])
+        if self._biased.size:
+            logits[self._biased] += self._bias
+        if self._seen.size:
+            values, penalty = logits[self._seen], np.float32(self.parameters.repetition_penalty)
+            logits[self._seen] = np.where(values > 0, values / penalty, values * penalty)
+        if self._counts:
+            logits -= self._penalties(len(logits))
+        if self._num_held_back > 0:
+            logits[self._end_ids] = -np.inf
+
+    def _take(self, token: int, logits: np.ndarray) -> None:
+        """The token was chosen from these float32 logits [vocab]."""
+        if self._num_alternatives is not None:
+            self.latest = token_log_probability(logits, token, self._num_alternatives)
+        self._remember(token)
 
     def _remember(self, token: int) -> None:
         """All that the next choice depends on but its logits."""
@@ -194,27 +149,6 @@ class Sampler:
         if self._matcher is not None:
             self._matcher.accept(token)
 
-    def _allowed(self, logits: np.ndarray) -> np.ndarray:
-        """The logits, -inf where the grammar does not go on."""
-        if self._matcher is None:
-            return logits
-        return np.where(self._matcher.allowed()[: len(logits)], logits, np.float32(-np.inf))
-
-    def _penalise(self, logits: np.ndarray) -> np.ndarray:
-        held_back = self._num_held_back > 0 and self._end_ids
-        if not (self._seen.size or self._counts or held_back or self._biased.size):
-            return logits
-        adjusted = logits.copy()
-        adjusted[self._biased] += self._bias
-        if self._seen.size:
-            values, penalty = adjusted[self._seen], np.float32(self.parameters.repetition_penalty)
-            adjusted[self._seen] = np.where(values > 0, values / penalty, values * penalty)
-        if self._counts:
-            adjusted -= self._penalties(len(logits))
-        if held_back:
-            adjusted[self._end_ids] = -np.inf
-        return adjusted
-
     def _penalties(self, num_choices: int) -> np.ndarray:
         """What the counts take off every logit."""
         if self._taken_off is None:
@@ -227,127 +161,58 @@ class Sampler:
         return self.parameters.presence_penalty + self.parameters.frequency_penalty * self._counts[token]
 
 
-def candidates(logits: np.ndarray, parameters: SamplingParameters) -> tuple[Sequence[int] | np.ndarray, np.ndarray]:
-    """The tokens that may be drawn from float32 logits [vocab]: their ids, ascending, and float32 weights.
+def choose_together(samplers: Sequence[Sampler], logits: np.ndarray) -> list[int | Exception]:
+    """The next token of every sampler, each bit for bit the one that its sampler chooses alone.
 
-    The best token weighs 1; weights over their sum are probabilities. Temperature must be above 0.
+    Where one cannot choose, the error that `Sampler.choose` raises stands in the place of its token.
+
+    Args:
+        samplers: with one `num_choices` between them.
+        logits: float32 [rows, vocab], a row a sampler; they stay as they are.
     """
-    least, most = TEMPERATURES
-    temperature = min(max(parameters.temperature, least), most)
-    ids: Sequence[int] | np.ndarray = range(len(logits))
-    for cut in _cuts(parameters, temperature):
-        kept = cut(logits)
-        ids = kept if isinstance(ids, range) else ids[kept]
-        logits = logits[kept]
-    return ids, _weights(logits, logits.max(), temperature)
+    num_rows = max(1, LOGITS_AT_ONCE // logits.shape[1])
+    parts = [slice(start, start + num_rows) for start in range(0, len(samplers), num_rows)]
+    return [found for part in parts for found in _choose(samplers[part], logits[part])]
 
 
-def draw(weights: np.ndarray, number: float) -> int:
-    """The first index at which the running sum of float32 weights passes the share `number`, in [0, 1), of it all.
-
-    Sums are float32 inside blocks and float64 across them, so the index is exact but for numbers that lie within
-    `TOTAL_TOLERANCE` of a step. What weighs nothing is never drawn.
-    """
-    reached = np.cumsum(np.add.reduceat(weights, np.arange(0, len(weights), BLOCK_TOKENS)), dtype=np.float64)
-    share = number * reached[-1]
-    block = _first_above(reached, share)
-    start = block * BLOCK_TOKENS
-    inside = np.cumsum(weights[start : start + BLOCK_TOKENS], dtype=np.float64)
-    return start + _first_above(inside, share - (reached[block - 1] if block else 0.0))
-
-
-def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) that depends on its arguments alone (Philox, the position as counter)."""
-    return float(np.random.Generator(np.random.Philox(key=seed, counter=position)).random())
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """log p over the last axis of float32 logits, in float64, to 1e-6."""
-    return logits.astype(np.float64) - log_normaliser(logits)[..., None]
-
-
-def log_normaliser(logits: np.ndarray) -> np.ndarray:
-    """The logarithm of the sum of exponentials over the last axis of float32 logits, in float64, to 1e-6.
-
-    A logit less this is the log-probability of its token.
-    """
-    best = logits.max(axis=-1, keepdims=True)
-    return best[..., 0] + np.log(_weights(logits, best, 1.0).sum(axis=-1, dtype=np.float64))
-
-
-def _cuts(parameters: SamplingParameters, temperature: float) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
-    """The cuts asked for, in their order. Each gives the ascending indices that it keeps of float32 logits [any]."""
-    top_k, top_p, min_p = parameters.top_k, parameters.top_p, parameters.min_p
-    if top_k is not None:
-        yield lambda logits: _best(logits, top_k)
-    if top_p is not None and top_p < 1.0:
-        yield lambda logits: _fewest_reaching(logits, temperature, top_p)
-    if min_p is not None and min_p > 0.0:
-        yield lambda logits: np.flatnonzero(_at_least(logits, float(logits.max()) + temperature * math.log(min_p)))
-
-
-def _best(logits: np.ndarray, number: int) -> np.ndarray:
-    """Indices of the best logits and of those equal to the last of them."""
-    if number >= len(logits):
-        return np.arange(len(logits))
-    return np.flatnonzero(logits >= np.partition(logits, -number)[-number])
-
-
-def _fewest_reaching(logits: np.ndarray, temperature: float, share: float) -> np.ndarray:
-    """Indices of the fewest best logits whose weight reaches this share of the whole; of equals the first ones."""
-    best = logits.max()
-    weights = _weights(logits, best, temperature)
-    total = float(weights.sum())
-    # Only the heavy need sorting and exact weights. As many tokens as logits, each below (1 - share) / 2 of the mean
-    # weight, weigh together less than may be lost; the half is for rounding. A higher bar is usually low enough too.
-    for num_light in (FEW_TOKENS, len(logits)):
-        lightest = (1.0 - share) / 2 * total / num_light
-        heavy = np.flatnonzero(_at_least(logits, float(best) + temperature * math.log(lightest)))
-        ordered = np.sort(logits[heavy])[::-1]
-        reached = np.cumsum(_exact_weights(ordered, best, temperature))
-        if reached.size and reached[-1] > share * total * (1.0 + TOTAL_TOLERANCE):
-            break
-    weights[heavy] = 0.0
-    light = float(weights.sum()) * np.array([1.0 - TOTAL_TOLERANCE, 1.0 + TOTAL_TOLERANCE])
-    position, position_at_most = np.searchsorted(reached, share * (reached[-1] + light))
-    if position != position_at_most:
-        exact_light = _exact_weights(logits[np.flatnonzero(weights)], best, temperature).sum()
-        position = np.searchsorted(reached, share * (reached[-1] + exact_light))
-    num_kept = min(int(position) + 1, len(ordered))
-    last = ordered[num_kept - 1]
-    kept = np.flatnonzero(logits >= last)
-    num_excess = len(kept) - num_kept
-    return np.delete(kept, np.flatnonzero(logits[kept] == last)[-num_excess:]) if num_excess else kept
-
-
-def _weights(logits: np.ndarray, best: np.ndarray, temperature: float) -> np.ndarray:
-    """exp((logits - best) / temperature), all in float32."""
-    weights = logits - best
-    weights /= np.float32(temperature)
-    return np.exp(weights, out=weights)
-
-
-def _exact_weights(logits: np.ndarray, best: np.ndarray, temperature: float) -> np.ndarray:
-    """The same in float64."""
-    return np.exp((logits.astype(np.float64) - float(best)) / temperature)
-
-
-def _at_least(logits: np.ndarray, floor: float) -> np.ndarray:
-    """Whether float32 logits reach a float64 floor, without turning all of them into float64."""
-    limits = np.finfo(np.float32)
-    nearest = np.float32(min(max(floor, float(limits.min)), float(limits.max)))
-    return logits >= nearest if nearest >= floor else logits > nearest
-
-
-def _first_above(reached: np.ndarray, number: float) -> int:
-    """The first index of an ascending array above the number, at most the first that holds the last value."""
-    return int(min(np.searchsorted(reached, number, side="right"), np.searchsorted(reached, reached[-1])))
+def _choose(samplers: Sequence[Sampler], logits: np.ndarray) -> list[int | Exception]:
+    (num_choices,) = {sampler._num_choices for sampler in samplers}
+    adjusted = logits[:, :num_choices]
+    errors: dict[int, Exception] = {}
+    """By row. Whatever goes wrong with one costs no other its token."""
+    if any(sampler._is_adjusting for sampler in samplers):
+        adjusted = adjusted.copy()
+        for row, sampler in enumerate(samplers):
+            try:
+                sampler._adjust(adjusted[row])
+            except Exception as error:
+                errors[row] = error
+    tokens = adjusted.argmax(axis=1)
+    for row, best in enumerate(adjusted[np.arange(len(samplers)), tokens].tolist()):
+        if not math.isfinite(best):
+            fault = SamplingError(f"the best logit, of token {tokens[row]}, is {best}; it must be finite")
+            errors.setdefault(row, fault)
+    drawn = [row for row, one in enumerate(samplers) if one.parameters.temperature > 0 and row not in errors]
+    if drawn:
+        rows = adjusted if len(drawn) == len(samplers) else adjusted[drawn]
+        numbers = [next(samplers[row]._numbers) for row in drawn]
+        tokens[drawn] = draw_tokens(rows, [samplers[row].parameters for row in drawn], numbers)
+    found: list[int | Exception] = [*tokens.tolist()]
+    for row, token in enumerate(tokens.tolist()):
+        try:
+            if row not in errors:
+                samplers[row]._take(token, logits[row])
+        except Exception as error:
+            errors[row] = error
+    for row, error in errors.items():
+        found[row] = error
+    return found
 
 
 def token_log_probability(logits: np.ndarray, token: int, num_alternatives: int) -> TokenLogProbability:
     """log p of a token under float32 logits [vocab], and the best tokens with theirs, best first."""
     normaliser = float(log_normaliser(logits))
-    ids = _best(logits, num_alternatives) if num_alternatives else np.arange(0)
+    ids = best_ids(logits, num_alternatives) if num_alternatives else np.arange(0)
     ids = ids[np.argsort(-logits[ids], kind="stable")][:num_alternatives]
     alternatives = tuple((int(other), float(logits[other]) - normaliser) for other in ids)
     return TokenLogProbability(token, float(logits[token]) - normaliser, alternatives)

@@ -1,6 +1,7 @@
 """Requests join and leave the slots of an executor at every step. Knows token ids and slot numbers, nothing else."""
 
 import heapq
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,8 +10,9 @@ from typing import Any
 
 from griffinlm.errors import GriffinError
 from griffinlm.generation.pace import WHOLE_CHUNK_TOKENS, Pace
-from griffinlm.generation.queue import Group, QueueFullError, ReadPrompt, Turn, check_group, most_urgent
+from griffinlm.generation.queue import Group, ReadPrompt, Turn, check_group, check_room, most_urgent
 from griffinlm.generation.request import (
+    Choose,
     Event,
     FinishReason,
     Remainder,
@@ -18,6 +20,7 @@ from griffinlm.generation.request import (
     RequestError,
     StateEvent,
     TokenEvent,
+    choose_each,
 )
 
 
@@ -41,6 +44,7 @@ class Scheduler:
         clock: seconds that never go back.
         may_leave: asked before a state leaves its slot with an event; until it says yes the state waits there. A yes
             is for one state. It is not asked for states that `cancel` gives.
+        choose: gives the tokens of all rows of a step; it must not raise.
     """
 
     def __init__(
@@ -50,12 +54,14 @@ class Scheduler:
         max_waiting: int | None = None,
         clock: Callable[[], float] = time.monotonic,
         may_leave: Callable[[], bool] = lambda: True,
+        choose: Choose = choose_each,
     ) -> None:
         self._executor = executor
         self._make_chunk = make_chunk
         self._max_waiting = max_waiting
         self._clock = clock
         self._may_leave = may_leave
+        self._choose = choose
         self._order = count()
         self._pace = Pace()
         self._free = list(range(executor.num_slots))
@@ -109,12 +115,18 @@ class Scheduler:
         check_group(requests)
         if any(request in self._deadlines for request in requests):
             raise RequestError("a request is submitted twice; it must end before it may be submitted again")
-        self._require_room(len(requests))
+        self.require_room(len(requests))
         arrival = self._now()
         self._waiting.append(Group(list(requests), arrival))
         for request in requests:
             timeout = request.timeout_seconds
             self._deadlines[request] = None if timeout is None else arrival.seconds + timeout
+
+    def require_room(self, num_requests: int) -> None:
+        """RequestError where so many can never be taken at once, QueueFullError where they cannot be taken now."""
+        if self._max_waiting is not None:
+            num_ahead = self.num_waiting - len(self._free)
+            check_room(num_requests, num_ahead, self._max_waiting, self._executor.num_slots, self.expected_seconds)
 
     def let_end(self, request: Request) -> None:
         """Ends a request at the next step with what it has, as where its time is over; nothing where it has ended."""
@@ -179,37 +191,18 @@ class Scheduler:
         step_seconds = self._pace.round_seconds(bool(self._reading))
         if step_seconds is None:
             return None
-        now = self._clock()
-        found = []
-        for row in self._writing.values():
-            num_left = 0 if row.ended else row.request.max_tokens - row.num_written
-            seconds = step_seconds * num_left
-            found.append(self._at_latest(row.request, seconds, now))
+        num_steps = {
+            row.request: 0 if row.ended else row.request.max_tokens - row.num_written for row in self._writing.values()
+        }
         for group in self._reading:
             num_chunks = -(-(len(group.prompt) - group.num_read) // self._pace.chunk_tokens)
-            request = group.requests[0]
-            seconds = step_seconds * (num_chunks * len(self._reading) + request.max_tokens)
-            found.append(self._at_latest(request, seconds, now))
-        return min(found, default=None)
+            num_steps[group.requests[0]] = num_chunks * len(self._reading) + group.requests[0].max_tokens
+        seconds = [min(step_seconds * number, self._seconds_left(request)) for request, number in num_steps.items()]
+        return min(seconds, default=None)
 
-    def _at_latest(self, request: Request, seconds: float, now: float) -> float:
+    def _seconds_left(self, request: Request) -> float:
         deadline = self._deadlines[request]
-        return seconds if deadline is None else min(seconds, max(0.0, deadline - now))
-
-    def _require_room(self, num_requests: int) -> None:
-        if self._max_waiting is None:
-            return
-        most = self._max_waiting + self._executor.num_slots
-        if num_requests > most:
-            raise RequestError(f"{num_requests} answers are asked for at once; at most {most} can be taken")
-        num_ahead = self.num_waiting - len(self._free)
-        if num_ahead + num_requests > self._max_waiting:
-            seconds = self.expected_seconds()
-            when = "it is not yet known when a slot will be free"
-            if seconds is not None:
-                when = f"a slot is expected to be free in {seconds:.1f} s"
-            places = f"{max(num_ahead, 0)} of {self._max_waiting} places in the queue are taken"
-            raise QueueFullError(f"{places}, {num_requests} more asked for; {when}", seconds)
+        return math.inf if deadline is None else max(0.0, deadline - self._clock())
 
     def _end_late(self) -> list[Event]:
         now, events = self._clock(), []
@@ -226,11 +219,9 @@ class Scheduler:
 
     def _leave(self) -> list[Event]:
         """Ends the rows whose answer is over, as far as their states may leave."""
-        events: list[Event] = []
-        for row in list(self._writing.values()):
-            reason = row.ended
-            if reason is not None and self._can_stop(row):
-                events.append(self._end(row, None, reason))
+        over: list[tuple[_Writing, FinishReason]]
+        over = [(row, row.ended) for row in self._writing.values() if row.ended is not None]
+        events: list[Event] = [self._end(row, None, reason) for row, reason in over if self._can_stop(row)]
         return events
 
     def _can_stop(self, row: _Writing) -> bool:
@@ -336,7 +327,7 @@ class Scheduler:
             scorer.score(first, logits)
         group.num_read = end
         if group.is_read:
-            group.logits = None if logits is None else logits[0, -1]
+            group.logits = None if logits is None else logits[0, -1:]
         return self._advance(group)
 
     def _give_up(self, group: Group, error: Exception) -> list[Event]:
@@ -346,11 +337,12 @@ class Scheduler:
             del self._deadlines[request]
         return [TokenEvent(request, None, "error", error=error) for request in group.requests]
 
-    def _begin(self, group: Group, slot: int, logits: Any) -> TokenEvent:
+    def _begin(self, group: Group, slot: int, logits: Any) -> Event:
         """The next request of the group writes its first token."""
         row = _Writing(group.requests.pop(0), slot)
         self._writing[row.request] = row
-        return self._take(row, logits)
+        (event,) = self._take([row], logits)
+        return event
 
     def _write(self, rows: list[_Writing]) -> list[Event]:
         start = self._clock()
@@ -362,26 +354,30 @@ class Scheduler:
             # Executors refuse before they compute, so each can be tried on its own, and who is at fault ends alone.
             return [event for row in rows for event in self._write([row])]
         self._pace.stepped(self._clock() - start)
-        return [self._take(row, row_logits) for row, row_logits in zip(rows, logits, strict=True)]
+        return self._take(rows, logits)
 
-    def _take(self, row: _Writing, logits: Any) -> TokenEvent:
+    def _take(self, rows: list[_Writing], logits: Any) -> list[Event]:
+        """A token of each row, from a row of logits each."""
+        tokens = self._choose([row.request.chooser for row in rows], logits)
+        return [self._go_on(row, token) for row, token in zip(rows, tokens, strict=True)]
+
+    def _go_on(self, row: _Writing, token: int | Exception) -> TokenEvent:
         request = row.request
+        if isinstance(token, Exception):
+            return self._fail(row, token)
         try:
-            token = request.chooser.choose(logits)
             is_over = token in request.end_ids or request.chooser.is_complete
-        except Exception as error:  # The chooser is the request's own; the other rows have theirs.
+        except Exception as error:
             return self._fail(row, error)
         row.last_token = token
         row.num_written += 1
-        reason: FinishReason | None = None
         if is_over:
-            reason = "stop"
+            row.ended = "stop"
         elif row.num_written >= request.max_tokens:
-            reason = "length"
-        if reason is None:
+            row.ended = "length"
+        if row.ended is None or not self._can_stop(row):
             return TokenEvent(request, token)
-        row.ended = reason
-        return self._end(row, token, reason) if self._can_stop(row) else TokenEvent(request, token)
+        return self._end(row, token, row.ended)
 
     def _end(self, row: _Writing, token: int | None, reason: FinishReason) -> TokenEvent:
         del self._deadlines[row.request]

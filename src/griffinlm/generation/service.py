@@ -1,26 +1,22 @@
 """Many conversations on one model, in an exact amount of memory."""
 
-import operator
-import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import replace
 from functools import partial
-from numbers import Real
 from typing import Any
 
 import numpy as np
 
-from griffinlm.executor import check_tokens
-from griffinlm.generation.answering import GenerationError, GenerationOptions, end_ids
+from griffinlm.generation.answering import GenerationError, end_ids
 from griffinlm.generation.budget import MemoryUse
+from griffinlm.generation.checking import checked_options, whole_numbers
 from griffinlm.generation.completion import with_last_pending
 from griffinlm.generation.job import Counts, End, Event, Job
-from griffinlm.generation.keeping import Chain, Keeper, Kept
+from griffinlm.generation.keeping import SPARED_BY_RESUMED, Chain, Keeper, Kept
+from griffinlm.generation.queue import QueueFullError
 from griffinlm.generation.request import Request, StateEvent, TokenEvent
-from griffinlm.generation.running import Row, Running, ServedModel, find_in_store, tokenizer_of
-from griffinlm.generation.sampling import SEEDS
+from griffinlm.generation.running import Row, Running, ServedModel, find_in_store, tokenizer_of, write_rows
 from griffinlm.generation.scheduler import Scheduler
 from griffinlm.generation.starting import Starter
 from griffinlm.generation.store import StateStore, StoreError
@@ -28,7 +24,6 @@ from griffinlm.generation.suspended import Suspended
 from griffinlm.state import State, StateError, state_layout
 
 DEFAULT_PLACES = 4
-LONGEST_TIMEOUT_SECONDS = 1e9
 
 
 class GenerationService:
@@ -42,7 +37,8 @@ class GenerationService:
         store: of the same model; None keeps nothing.
         capacity: tokens that a document may have, with models that have global attention; the others take none.
         max_waiting: answers that may wait beyond those for which slots are free; None is no limit.
-        num_places: states that may stand between slots and store, one of them on its way to a slot.
+        num_places: states that may stand beside slots and store. One place is spared for a state on its way to a slot,
+            one for a state that leaves its slot; the others may be taken by resumed answers that wait.
         boundary_tokens: a state is kept at least after every so many tokens.
         clock: seconds that never go back.
 
@@ -63,7 +59,7 @@ class GenerationService:
         boundary_tokens: int = 512,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        numbers = (("num_slots", num_slots, 1), ("num_places", num_places, 2), ("boundary_tokens", boundary_tokens, 1))
+        numbers = (("num_slots", num_slots, 1), ("num_places", num_places, 3), ("boundary_tokens", boundary_tokens, 1))
         for name, value, least in numbers:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise GenerationError(f"{name} is {value!r}; it must be a whole number, {least} or above")
@@ -82,6 +78,7 @@ class GenerationService:
             max_waiting,
             clock,
             self._keeper.take_place,
+            write_rows,
         )
         self._running: dict[Job, Running] = {}
         self._rows: dict[Request, Row] = {}
@@ -143,7 +140,7 @@ class GenerationService:
 
         Raises:
             StateError: it belongs to another model or adapter.
-            QueueFullError: too many wait.
+            QueueFullError: too many wait, or too many resumed ones with their states.
         """
         job = Job(
             tenant,
@@ -173,8 +170,7 @@ class GenerationService:
             self._rows.pop(row.request, None)
             self._scheduler.cancel(row.request, wants_state=False)
         self._ending = [row for row in self._ending if row.running is not running]
-        if running.fetched is not None:
-            self._keeper.abandon(running.fetched)
+        self._let_go(running)
         return True
 
     def suspend(self, job: Job) -> Suspended | None:
@@ -235,7 +231,9 @@ class GenerationService:
         if suspended is not None and not view.identity.same_as(suspended.state.identity):
             raise StateError("the suspended answer belongs to another model, precision, window type or adapter")
         token_ids = whole_numbers("token_ids", job.token_ids)
-        options = self._checked(job, view, token_ids)
+        options = checked_options(job, view, token_ids, has_store=self.store is not None)
+        self._starter.require_capacity(len(token_ids), job)
+        self._scheduler.require_room(job.num_answers)
         store = None if self.store is None else self.store.view(view)
         running = Running(job, view, options, token_ids, suspended, store)
         find_start = partial(self._starter.find, running)
@@ -255,44 +253,12 @@ class GenerationService:
                 wants_state=running.keeps,
             )
             running.rows.append(row)
+        if suspended is not None and not self._keeper.take_place(SPARED_BY_RESUMED):
+            raise QueueFullError("as many resumed answers as may be wait with their states", self.expected_seconds())
         self._scheduler.submit_group([row.request for row in running.rows])
         self._running[job] = running
         self._rows.update({row.request: row for row in running.rows})
         return job
-
-    def _checked(self, job: Job, view: ServedModel, token_ids: list[int]) -> GenerationOptions:
-        """The job's options with a seed, once everything is known to be allowed."""
-        if not isinstance(job.tenant, str) or not job.tenant:
-            raise GenerationError(f"a job's tenant is {job.tenant!r}; it must be text of at least one character")
-        whole_numbers("boundaries", job.boundaries)
-        whole_numbers("num_answers, priority", [job.num_answers, job.priority])
-        alternatives = job.prompt_log_probabilities
-        if alternatives is not None and min(whole_numbers("prompt_log_probabilities", [alternatives])) < 0:
-            raise GenerationError(f"prompt_log_probabilities is {alternatives}; it must be 0 or above")
-        timeout = job.timeout_seconds
-        if timeout is not None and not (isinstance(timeout, Real) and 0 <= timeout <= LONGEST_TIMEOUT_SECONDS):
-            raise GenerationError(f"timeout_seconds is {timeout!r}; it must be in 0..{LONGEST_TIMEOUT_SECONDS:.0f}")
-        check_tokens(self.model.config, np.asarray(token_ids))
-        if not token_ids and job.state_id is None:
-            raise GenerationError("a job has no tokens; it needs at least one, or a kept state")
-        if job.state_id is not None and self.store is None:
-            raise GenerationError("a job goes on from a kept state, but the service has no store")
-        if job.num_answers < 1 or (job.options is None and job.num_answers > 1):
-            raise GenerationError(f"a job has {job.num_answers} answers; it must be 1 or above, and 1 to read only")
-        options = job.options or GenerationOptions()
-        if job.prompt_log_probabilities is not None and view.initial_state() is not None:
-            raise GenerationError(f"under adapter {view.adapter!r}, a tuned state, the document cannot be scored")
-        if options.stop and tokenizer_of(view) is None:
-            raise GenerationError("stop strings need a tokenizer, which this model does not have")
-        if options.capacity is not None:
-            raise GenerationError(f"capacity is {options.capacity}; the service has one for all its jobs")
-        if options.logit_bias:
-            check_tokens(self.model.config, np.asarray([*options.logit_bias]))
-        self._starter.require_capacity(len(token_ids), job)
-        if options.sampling.seed is None:
-            drawn = secrets.randbelow(SEEDS - job.num_answers)
-            options = replace(options, sampling=replace(options.sampling, seed=drawn))
-        return options
 
     def _num_to_write(self, running: Running, row: Row) -> int:
         return 0 if running.job.options is None else running.options.max_tokens - len(row.completion.token_ids)
@@ -340,10 +306,17 @@ class GenerationService:
             if row.completion.token_ids:
                 self._starter.note_reply(row)
             row.kept[num_read] = self._keep(running, document[:num_read], arrays, row.chain)
-        if running.fetched is not None and all(other.finish_reason is not None for other in running.rows):
-            self._keeper.abandon(running.fetched)
-            running.fetched = None
+        if all(other.finish_reason is not None for other in running.rows):
+            self._let_go(running)
         self._ending.append(row)
+
+    def _let_go(self, running: Running) -> None:
+        """Of what a job that has not begun holds in places."""
+        if running.fetched is not None:
+            self._keeper.abandon(running.fetched)
+        if running.suspended is not None:
+            self._keeper.free_place()
+        running.fetched = running.suspended = None
 
     def _ends(self) -> list[End]:
         """Of the answers whose states are all kept or refused."""
@@ -395,11 +368,3 @@ class GenerationService:
             num_prompt_alternatives=running.job.prompt_log_probabilities,
             prompt_log_probabilities=[] if running.scores is None else running.scores.found,
         )
-
-
-def whole_numbers(what: str, values: Iterable[Any]) -> list[int]:
-    """Plain numbers; nothing is rounded. GenerationError where a value is none."""
-    try:
-        return [operator.index(value) for value in values]
-    except TypeError as error:
-        raise GenerationError(f"{what} of a job must be whole numbers: {error}") from error

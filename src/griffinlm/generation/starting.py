@@ -10,7 +10,7 @@ import numpy as np
 
 from griffinlm.generation.answering import GenerationError
 from griffinlm.generation.job import Counts, Job
-from griffinlm.generation.keeping import Keeper, places_to_keep
+from griffinlm.generation.keeping import SPARED_BY_STARTS, Keeper, places_to_keep
 from griffinlm.generation.request import Start
 from griffinlm.generation.running import Found, Row, Running, find_in_store, tokenizer_of
 from griffinlm.state import StateOwner, state_layout
@@ -43,7 +43,7 @@ class Starter:
         if running.store is None:
             return self._from_nothing(running, Found(running.token_ids))
         if running.fetched is None:
-            if not self._keeper.take_place(is_start=True):
+            if not self._keeper.take_place(SPARED_BY_STARTS):
                 return None
             running.fetched = self._keeper.fetch(
                 partial(find_in_store, running.store, running.job, running.token_ids, running.is_read_anew)
@@ -93,6 +93,8 @@ class Starter:
         document, num_tokens = running.token_ids, len(running.token_ids)
         self.require_capacity(num_tokens, job)
         written = [] if running.suspended is None else running.suspended.written_ids
+        if running.suspended is not None:
+            self._keeper.free_place()
         running.has_begun, running.suspended = True, None
         running.num_cached, running.chain.state_id = num_read, found.state_id
         self._counts.num_starts += 1

@@ -14,7 +14,8 @@ from griffinlm.errors import GriffinError
 from griffinlm.executor import check_tokens
 from griffinlm.generation.answering import GenerationOptions
 from griffinlm.generation.grammar import schema_text
-from griffinlm.generation.sampling import SamplingParameters, TokenLogProbability
+from griffinlm.generation.parameters import SamplingParameters
+from griffinlm.generation.sampling import TokenLogProbability
 from griffinlm.state import (
     NOTHING_PENDING,
     State,

@@ -113,7 +113,7 @@ class GriffinConfig(PreTrainedConfig):
     @classmethod
     def from_model_config(cls, config: ModelConfig, **kwargs: Any) -> "GriffinConfig":
         """The form of a model for transformers; `kwargs` are the other fields, such as token ids and labels."""
-        return cls(**config.to_dict(), **kwargs)
+        return cls(**_fields(config), **kwargs)
 
     @property
     def num_attention_heads(self) -> int:
@@ -165,7 +165,16 @@ class GriffinConfig(PreTrainedConfig):
             given |= values.pop(TRANSFORMERS, {})
             values = {name: value for name, value in values.items() if name not in _KEPT_FROM_PUBLISHED}
         config = read_config_fields(values).config
-        return super().from_dict({**config.to_dict(), **given}, **kwargs)
+        return super().from_dict({**_fields(config), **given}, **kwargs)
+
+
+def _fields(config: ModelConfig) -> dict[str, Any]:
+    if config.recursion is not None:
+        raise ConfigError(
+            "recursion is given; transformers' classes have no layers that share parameters",
+            hint="train it with griffin train pretrain, run it with griffinlm.load()",
+        )
+    return config.to_dict()
 
 
 class RecurrentGemmaFile(GriffinConfig):

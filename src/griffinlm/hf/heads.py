@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin
 from transformers import initialization as init
+from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast, SequenceClassifierOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
@@ -14,8 +15,11 @@ from griffinlm.hf.config import GriffinConfig
 from griffinlm.hf.inputs import InputError
 from griffinlm.hf.model import GriffinModel
 from griffinlm.hf.pretrained import GriffinPreTrainedModel
+from griffinlm.kernels.cross_entropy.chunked import cross_entropy
 
 LOSS_ARGUMENTS = ("num_items_in_batch", "shift_labels")
+LOSS_CHUNK_TOKENS = 1024
+"""Tokens whose logits exist at once where only the loss is wanted."""
 
 
 def predictable(labels: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None) -> Tensor:
@@ -50,6 +54,7 @@ class GriffinForCausalLM(GriffinPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        skip_logits: bool = False,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Reads tokens on from a cache; arguments as in `GriffinModel.forward` and these.
@@ -60,9 +65,11 @@ class GriffinForCausalLM(GriffinPreTrainedModel, GenerationMixin):
                 is predicted from padding or from another document. `shift_labels` are labels that stand at the token
                 before already; they are taken as they are.
             logits_to_keep: for which tokens: the last so many, 0 for all, or their indices.
+            skip_logits: return the loss of all tokens alone, in less time and memory: logits exist for some tokens
+                at a time.
 
         Returns:
-            float32 `logits` [B, tokens kept, V], and `loss` where there are labels.
+            float32 `logits` [B, tokens kept, V], None if skipped, and `loss` where there are labels.
 
         Raises:
             InputError: as in `GriffinModel.forward`, or labels are not one for each token with logits.
@@ -79,23 +86,52 @@ class GriffinForCausalLM(GriffinPreTrainedModel, GenerationMixin):
         )
         hidden = outputs.last_hidden_state
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(hidden[:, kept]).float()
-        cap = self.config.logit_soft_cap
-        if cap is not None:
-            logits = torch.tanh(logits / cap) * cap
-        loss = None
-        if labels is not None or for_loss.get("shift_labels") is not None:
-            for given in (labels, for_loss.get("shift_labels")):
-                if given is not None and given.shape != logits.shape[:2]:
-                    raise InputError(f"labels are {list(given.shape)}; logits are kept for {list(logits.shape[:2])}")
-            labels = None if labels is None else predictable(labels, attention_mask, position_ids)
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **for_loss)
+        hidden = hidden[:, kept]
+        has_labels = labels is not None or for_loss.get("shift_labels") is not None
+        for given in (labels, for_loss.get("shift_labels")):
+            if given is not None and given.shape != hidden.shape[:2]:
+                raise InputError(f"labels are {list(given.shape)}; logits are kept for {list(hidden.shape[:2])}")
+        labels = None if labels is None else predictable(labels, attention_mask, position_ids)
+        logits = loss = None
+        if skip_logits:
+            if not has_labels:
+                raise InputError("skip_logits is given without labels; the loss is all that it leaves")
+            loss = self._loss_alone(hidden, labels, **for_loss)
+        else:
+            logits = self.lm_head(hidden).float()
+            cap = self.config.logit_soft_cap
+            if cap is not None:
+                logits = torch.tanh(logits / cap) * cap
+            if has_labels:
+                loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **for_loss)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
         )
+
+    def _loss_alone(
+        self,
+        hidden: Tensor,
+        labels: Tensor | None,
+        shift_labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """transformers' ForCausalLMLoss of hidden states [B, T, D], without logits for all of them."""
+        if self.loss_function is not ForCausalLMLoss:
+            raise InputError("skip_logits is given with a loss function of its own, which reads logits")
+        if not isinstance(self.lm_head, nn.Linear):
+            raise InputError(
+                f"skip_logits is given and lm_head is a {type(self.lm_head).__name__}; it must be a Linear"
+            )
+        if shift_labels is None:
+            assert labels is not None
+            shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+        wanted = shift_labels.flatten()
+        cap = self.config.logit_soft_cap
+        total = cross_entropy(hidden.flatten(0, 1), self.lm_head.weight, wanted, cap, LOSS_CHUNK_TOKENS)
+        return total / ((wanted >= 0).sum() if num_items_in_batch is None else num_items_in_batch)
 
     def _prepare_cache_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any

@@ -7,8 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from griffinlm.config import BlockKind, ModelConfig
-from griffinlm.kernels.local_attention.reference import attention, write_ring
-from griffinlm.model.layers import GatedMLP, RgLru, RMSNorm, ShortConv, rotate, rotation
+from griffinlm.kernels.gated_gelu.blocked import gated_gelu
+from griffinlm.kernels.local_attention.operator import attention
+from griffinlm.kernels.local_attention.reference import write_ring
+from griffinlm.kernels.rotation.in_place import rotate
+from griffinlm.model.layers import GatedMLP, RgLru, RMSNorm, ShortConv, rotation
 from griffinlm.model.low_rank import RowTerms, product
 
 
@@ -64,11 +67,11 @@ class RecurrentBlock(nn.Module):
     def forward(self, x: Tensor, layout: Layout, state: RecurrentState | None) -> tuple[Tensor, RecurrentState]:
         tail = None if state is None else state.convolution
         hidden = x.new_zeros(x.shape[0], self.width, dtype=torch.float32) if state is None else state.hidden
-        branch = nn.functional.gelu(product(self.linear_y, x, layout.low_rank), approximate="tanh")
+        gate = product(self.linear_y, x, layout.low_rank)
         u = product(self.linear_x, x, layout.low_rank)
         u, tail = self.conv(u, layout.positions, tail, layout.lengths)
         u, hidden = self.rg_lru(u, layout.reset, hidden, layout.lengths, layout.low_rank)
-        return product(self.linear_out, u * branch, layout.low_rank), RecurrentState(hidden, tail)
+        return product(self.linear_out, gated_gelu(gate, u), layout.low_rank), RecurrentState(hidden, tail)
 
 
 class AttentionBlock(nn.Module):
@@ -85,12 +88,16 @@ class AttentionBlock(nn.Module):
         self.value = nn.Linear(config.width, config.attention.head_size, bias=False)
         self.output = nn.Linear(inner, config.width, bias=config.use_bias)
 
-    def forward(self, x: Tensor, layout: Layout, state: AttentionState | None) -> tuple[Tensor, AttentionState]:
+    def project(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, T, N, H] and keys [B, T, H] after RoPE, and values [B, T, H]."""
         cos, sin = rotation(layout.positions, self.config)
         query = product(self.query, x, layout.low_rank).unflatten(-1, (self.config.num_heads, self.config.head_size))
         query = rotate(query, cos, sin)
         key = rotate(product(self.key, x, layout.low_rank)[:, :, None], cos, sin)[:, :, 0]
-        value = product(self.value, x, layout.low_rank)
+        return query, key, product(self.value, x, layout.low_rank)
+
+    def forward(self, x: Tensor, layout: Layout, state: AttentionState | None) -> tuple[Tensor, AttentionState]:
+        query, key, value = self.project(x, layout)
         ring = None
         if state is not None:
             ring = (state.keys, state.values, layout.num_before)
@@ -124,5 +131,9 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, layout: Layout, state: BlockState | None) -> tuple[Tensor, BlockState]:
         temporal = self.recurrent if self.kind == "recurrent" else self.attention
         mixed, after = temporal(self.temporal_norm(x), layout, state)
+        return self.join(x, mixed, layout), after
+
+    def join(self, x: Tensor, mixed: Tensor, layout: Layout) -> Tensor:
+        """What the block gives where its temporal part gave `mixed`."""
         x = x + mixed
-        return x + self.mlp(self.mlp_norm(x), layout.low_rank), after
+        return x + self.mlp(self.mlp_norm(x), layout.low_rank)

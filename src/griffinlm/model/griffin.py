@@ -12,6 +12,7 @@ from griffinlm.executor import LogitsChoice
 from griffinlm.model.blocks import BlockState, Layout, ResidualBlock
 from griffinlm.model.layers import RMSNorm
 from griffinlm.model.low_rank import RowTerms
+from griffinlm.model.recursion import add_low_rank, tie
 
 
 class GriffinState(NamedTuple):
@@ -125,6 +126,8 @@ class Griffin(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(ResidualBlock(config, kind) for kind in config.block_kinds)
         self.final_norm = RMSNorm(config.width, config.norm_epsilon)
+        add_low_rank(self, config)
+        tie(self, config)
         self.gradient_checkpointing = False
         """Recompute each block in the backward pass instead of keeping its activations."""
 
@@ -161,7 +164,10 @@ class Griffin(nn.Module):
     def _logits(self, reading: Reading, choice: LogitsChoice) -> Tensor | None:
         if choice == "none":
             return None
-        x = reading.newest() if choice == "last" else reading.in_order(reading.x)
+        return self.logits(reading.newest() if choice == "last" else reading.in_order(reading.x))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """float32 logits [B, T, V] of what the blocks gave [B, T, D]."""
         out = nn.functional.linear(self.final_norm(x), self.embedding.weight).float()
         cap = self.config.logit_soft_cap
         return out if cap is None else torch.tanh(out / cap) * cap

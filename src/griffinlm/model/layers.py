@@ -6,8 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from griffinlm.config import AttentionConfig, ModelConfig, RecurrentConfig
-from griffinlm.kernels.linear_scan.chunked import rg_lru
-from griffinlm.kernels.short_conv.reference import short_conv
+from griffinlm.kernels.block_diagonal.strided import block_diagonal
+from griffinlm.kernels.gated_gelu.blocked import gated_gelu
+from griffinlm.kernels.linear_scan.operator import rg_lru
+from griffinlm.kernels.rms_norm.blocked import rms_norm
+from griffinlm.kernels.short_conv.blocked import short_conv
 from griffinlm.model.low_rank import RowTerms, product
 
 
@@ -20,9 +23,7 @@ class RMSNorm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        precise = x.to(torch.promote_types(x.dtype, torch.float32))
-        weight = 1.0 + self.scale.to(precise.dtype)
-        return nn.functional.rms_norm(precise, self.scale.shape, weight, self.epsilon).to(x.dtype)
+        return rms_norm(x, self.scale, self.epsilon)
 
 
 class GatedMLP(nn.Module):
@@ -35,8 +36,8 @@ class GatedMLP(nn.Module):
         self.down = nn.Linear(config.mlp_hidden, config.width, bias=config.use_bias)
 
     def forward(self, x: Tensor, low_rank: Sequence[RowTerms] = ()) -> Tensor:
-        gate = nn.functional.gelu(product(self.gate, x, low_rank), approximate="tanh")
-        return product(self.down, gate * product(self.up, x, low_rank), low_rank)
+        gated = gated_gelu(product(self.gate, x, low_rank), product(self.up, x, low_rank))
+        return product(self.down, gated, low_rank)
 
 
 class BlockDiagonalLinear(nn.Module):
@@ -48,8 +49,7 @@ class BlockDiagonalLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_blocks, width // num_blocks))
 
     def forward(self, x: Tensor) -> Tensor:
-        blocks = x.unflatten(-1, self.bias.shape)
-        return (torch.einsum("bthi,hij->bthj", blocks, self.weight) + self.bias).flatten(-2)
+        return block_diagonal(x, self.weight, self.bias)
 
 
 class RgLru(nn.Module):
@@ -94,11 +94,3 @@ def rotation(positions: Tensor, config: AttentionConfig) -> tuple[Tensor, Tensor
     exponent = torch.arange(half, dtype=torch.float32, device=positions.device) / max(half, 1)
     angle = positions[..., None, None].float() * config.rope_wavelength**-exponent
     return torch.cos(angle), torch.sin(angle)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE on the first channels of each head of x [B, T, N, H]: channel i is paired with i + rotated_size / 2."""
-    half = cos.shape[-1]
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)

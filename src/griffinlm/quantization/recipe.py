@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from griffinlm.config import ModelConfig
+from griffinlm.config import LOW_RANK, ModelConfig
+from griffinlm.config import is_matrix as is_matrix
 from griffinlm.quantization.formats import FLOAT32, OFFERED_NAMES, Format, QuantizationError
 
 EMBEDDING = "embedding.weight"
 GATES = (".rg_lru.input_gate.weight", ".rg_lru.recurrence_gate.weight")
-CONVOLUTION = ".conv.weight"
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Recipe:
     """The format of every matrix of a model: those of linears, of the gates, and the embedding.
 
     Under `int8-channel` the gates become `int8-block128`: their blocks are small matrices, each with inputs of its own,
-    that a single integer product over all inputs cannot take.
+    that a single integer product over all inputs cannot take. The terms beside a matrix that layers share stay float32
+    where no pattern matches them, and those of gates always.
     """
 
     default: Format
@@ -34,20 +35,21 @@ class Recipe:
 
     def format_of(self, name: str, shape: tuple[int, ...]) -> Format:
         """The format of a parameter, its blocks fitted to the matrix; float32 for whatever is no such matrix."""
-        if not is_matrix(name):
+        if not may_be_quantized(name, shape):
             return FLOAT32
-        format = next((format for pattern, format in self.overrides if fnmatchcase(name, pattern)), self.default)
+        default = self.default if is_matrix(name) else FLOAT32
+        format = next((format for pattern, format in self.overrides if fnmatchcase(name, pattern)), default)
         if format.is_channel and name.endswith(GATES):
             format = Format(8, 128)
         return format.fitted(matrix_shape(shape)[1])
 
     def formats(self, config: ModelConfig) -> dict[str, Format]:
-        """The format of every matrix of a model by name, those that stay float32 included.
+        """The format of every parameter that may be quantized by name, those that stay float32 included.
 
         Raises:
             QuantizationError: a pattern matches none of them.
         """
-        shapes = {name: shape for name, shape in config.parameter_shapes().items() if is_matrix(name)}
+        shapes = {name: shape for name, shape in config.parameter_shapes().items() if may_be_quantized(name, shape)}
         for pattern, _ in self.overrides:
             if not any(fnmatchcase(name, pattern) for name in shapes):
                 raise QuantizationError(
@@ -94,9 +96,9 @@ def recipe_of(weights: str) -> Recipe:
         raise QuantizationError(f"weights is {weights[:60]!r}; allowed are {allowed}") from error
 
 
-def is_matrix(name: str) -> bool:
-    """Whether a parameter may be quantized: the weight of a linear or of a gate, or the embedding."""
-    return name.endswith(".weight") and not name.endswith(CONVOLUTION)
+def may_be_quantized(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a parameter is a matrix, or one of the two in a linear's low-rank term."""
+    return is_matrix(name) or (LOW_RANK in name and len(shape) == 2)
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from griffinlm.serve import (
     chat_completions,
     completions,
     embeddings,
+    input_items,
     metrics,
     models,
     responses,
@@ -27,7 +28,18 @@ from griffinlm.serve.keys import ApiKeys
 from griffinlm.serve.page import page_files, page_router
 from griffinlm.serve.served import Served
 
-FAMILIES = (chat_completions, completions, responses, embeddings, models, states, tokens, metrics, status)
+FAMILIES = (
+    chat_completions,
+    completions,
+    responses,
+    input_items,
+    embeddings,
+    models,
+    states,
+    tokens,
+    metrics,
+    status,
+)
 OPEN_PATHS = frozenset({"/health", "/ready"})
 """Besides the page and its files."""
 TOO_DEEP = "the request is nested too deeply"
@@ -61,6 +73,7 @@ def create_app(served: Served, keys: ApiKeys | None) -> tuple[Guard, FastAPI]:
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(ApiError, _on_fault)
     app.add_exception_handler(GriffinError, _on_fault)
+    app.add_exception_handler(Exception, _on_fault)
     app.add_exception_handler(RecursionError, _on_too_deep)
     app.add_exception_handler(ClientGoneError, _on_gone)
     return app.state.guard, app
@@ -74,7 +87,7 @@ async def _on_fault(request: Request, error: Exception) -> Response:
 
 async def _on_http(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
+    code = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
     response = error_response(ApiError(error.status_code, str(error.detail), code=code))
     response.headers.update(error.headers or {})
     return response
@@ -92,7 +105,7 @@ async def _on_invalid(_: Request, error: Exception) -> Response:
     """The first thing that is wrong with a request."""
     assert isinstance(error, RequestValidationError)
     first = _most_telling(error.errors())
-    param = ".".join(str(part) for part in first["loc"] if part != "body")[:200] or None
+    param = ".".join(map(str, _path(error.body, first)))[:200] or None
     match first["type"]:
         case "json_invalid":
             return error_response(ApiError(400, "the body is not JSON", code="invalid_json"))
@@ -103,6 +116,20 @@ async def _on_invalid(_: Request, error: Exception) -> Response:
         case _:
             message, code = f"{param or 'the body'}: {first['msg']}"[:500], "invalid_value"
     return error_response(ApiError(400, message, param=param, code=code))
+
+
+def _path(body: Any, fault: Any) -> list[str | int]:
+    """Where in a request a fault is, without the names of the forms that were tried there."""
+    # Before the field stands where it came: "body", "query" or "path".
+    where = list(fault["loc"][1:])
+    if fault["loc"][0] != "body":
+        return where
+    path: list[str | int] = []
+    for part in where:
+        if (isinstance(body, dict) and part in body) or (isinstance(body, list) and isinstance(part, int)):
+            path.append(part)
+            body = body[part]
+    return [*path, where[-1]] if fault["type"] == "missing" and where else path
 
 
 def _most_telling(faults: Any) -> Any:

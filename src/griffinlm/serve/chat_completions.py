@@ -15,6 +15,7 @@ from griffinlm.serve.fields import (
     MOST_ALTERNATIVES,
     InertFields,
     Messages,
+    NumTokens,
     ResponseFormat,
     SamplingFields,
     StopFields,
@@ -37,14 +38,14 @@ class ChatRequest(SamplingFields, StopFields, InertFields):
 
     model: str
     messages: Messages
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: NumTokens | None = None
+    max_completion_tokens: NumTokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] | None = None
     response_format: ResponseFormat | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] | None = None
     """Taken without effect."""
 
     def options(self, default_max_tokens: int) -> Options:
@@ -68,6 +69,9 @@ async def chat_completions(body: ChatRequest, asker: AskerDependency) -> Respons
     adapter = served.adapter(body.model)
     if body.stream_options is not None and not body.stream:
         raise ApiError(400, "stream_options needs stream to be true", param="stream_options", code="invalid_value")
+    if (body.n or 1) > served.most_answers:
+        message = f"n is {body.n}; at most {served.most_answers} answers can be taken at once"
+        raise ApiError(400, message, param="n", code="invalid_value")
     options = checked_options(
         body.options(served.settings.default_max_tokens),
         body.sampling(),

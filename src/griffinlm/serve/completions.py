@@ -8,12 +8,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Response
 from pydantic import Field
 
-from griffinlm.generation.answering import GenerationOptions, Options
+from griffinlm.generation.answering import MAX_COUNT, GenerationOptions, Options
 from griffinlm.generation.job import End, Job, Piece
 from griffinlm.generation.sampling import TokenLogProbability
 from griffinlm.serve.errors import ApiError, AsciiJSONResponse
 from griffinlm.serve.fields import (
-    MOST_ANSWERS,
     InertFields,
     ResponseFormat,
     SamplingFields,
@@ -40,7 +39,7 @@ class CompletionRequest(SamplingFields, StopFields, InertFields):
 
     model: str
     prompt: Prompts
-    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=MAX_COUNT)] | None = None
     """0 writes nothing, which is of use with `echo` and `logprobs`."""
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] | None = None
@@ -58,7 +57,7 @@ class CompletionRequest(SamplingFields, StopFields, InertFields):
         checked = checked_options(given, self.sampling(), self.stops())
         return checked if num_tokens else None
 
-    def check(self, num_prompts: int) -> None:
+    def check(self, num_prompts: int, most_answers: int) -> None:
         """Refuses what cannot be together."""
         n = self.n or 1
         if self.best_of not in (None, n):
@@ -67,9 +66,9 @@ class CompletionRequest(SamplingFields, StopFields, InertFields):
             raise _wrong("stream_options", "stream_options needs stream to be true")
         if self.max_tokens == 0 and (n > 1 or self.stream):
             raise _wrong("max_tokens", "max_tokens is 0; then there is one answer, and no stream")
-        if n * num_prompts > MOST_ANSWERS:
-            most = f"at most {MOST_ANSWERS} answers are written"
-            raise _wrong("prompt", f"{num_prompts} prompts with {n} answers each; {most}")
+        if n * num_prompts > most_answers:
+            most = f"at most {most_answers} answers can be taken at once"
+            raise _wrong("prompt" if num_prompts > 1 else "n", f"{num_prompts} prompts with {n} answers each; {most}")
 
 
 @router.post("/v1/completions")
@@ -79,7 +78,7 @@ async def completions(body: CompletionRequest, asker: AskerDependency) -> Respon
     adapter = served.adapter(body.model)
     options = body.options()
     prompts = await served.on_text_thread(read_prompts, served.tokenizer, body.prompt, True)
-    body.check(len(prompts))
+    body.check(len(prompts), served.most_answers)
     jobs = [
         Job(
             asker.tenant,
@@ -142,15 +141,21 @@ class _Shape:
         return {**self._head, "choices": choices, "usage": _total(all_ends)}
 
     async def chunks(self, all_answers: Sequence[Answers]) -> AsyncIterator[bytes]:
-        """Text of all answers as it comes, one reason to end each, the usage if wanted."""
+        """Text of all answers as it comes, one reason to end each, the usage if wanted.
+
+        With `echo` and `logprobs` an answer comes at its end: what stands first is the prompt's, which is known then.
+        """
         body, n = self._body, self._body.n or 1
         wants_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
         extra = {"usage": None} if wants_usage else {}
         all_ends: list[list[End]] = [[] for _ in all_answers]
         is_echoed: set[int] = set()
         num_characters: dict[int, int] = {}
+        is_held_back = bool(body.echo) and body.logprobs is not None
         async for place, told in merged(all_answers):
             index = place * n + told.answer
+            if is_held_back and isinstance(told, Piece):
+                continue
             echo = "" if index in is_echoed else self._echo(told.job)
             is_echoed.add(index)
             if isinstance(told, Piece):
@@ -163,6 +168,9 @@ class _Shape:
                 raise told.error
             require_time([told])
             all_ends[place].append(told)
+            if is_held_back:
+                yield self._chunk(index, echo + told.text, self._logs(told.job, told), None, extra)
+                echo = ""
             yield self._chunk(index, echo, None, told.finish_reason, extra)
         if wants_usage:
             yield event({**self._head, "choices": [], "usage": _total(all_ends)})
@@ -186,13 +194,17 @@ class _Shape:
         return self._table([*logs, *(end.log_probabilities or [])], 0)
 
     def _table(self, logs: Sequence[TokenLogProbability | int], start: int) -> dict[str, Any]:
-        """A token without anything before it, a bare number, has no probability."""
+        """A token without anything before it, a bare number, has no probability.
+
+        Offsets are places in the text: control tokens and all bytes of a character but its last take none of it.
+        """
         tokens, values, tops, offsets = [], [], [], []
+        text = self._tokenizer.stream()
         for log in logs:
             token = log if isinstance(log, int) else log.token
             tokens.append(self._text(token))
             offsets.append(start)
-            start += len(tokens[-1])
+            start += len(text.push(token))
             values.append(None if isinstance(log, int) else finite(log.log_probability))
             tops.append(None if isinstance(log, int) else {self._text(t): finite(v) for t, v in log.alternatives})
         return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}

@@ -6,14 +6,20 @@ from typing import Any
 from fastapi.responses import JSONResponse
 
 from griffinlm.errors import GriffinError
+from griffinlm.executor import ExecutorError
 from griffinlm.generation.grammar import GrammarError
 from griffinlm.generation.queue import QueueFullError
 from griffinlm.generation.store import SignatureError, StateNotFoundError, StoreError
+from griffinlm.text import TokenizerError
 
 UNKNOWN_WAIT_SECONDS = 1
 """Told to a client where nobody knows when there will be room."""
 LONGEST_WAIT_SECONDS = 120
 """Clients wait no longer than this for a second try."""
+
+
+INPUTS = ("messages", "input", "prompt", "tokens")
+"""The fields that are read by the model, one of which a request has."""
 
 
 class ServeError(GriffinError):
@@ -51,7 +57,8 @@ class ApiError(Exception):
     @property
     def headers(self) -> dict[str, str]:
         if self.retry_seconds is None:
-            return {} if self.status < 500 else {"x-should-retry": "false"}
+            # A second try would do the same work and come to the same end.
+            return {"x-should-retry": "false"} if self.status == 408 or self.status >= 500 else {}
         return {"retry-after": str(max(1, min(LONGEST_WAIT_SECONDS, round(self.retry_seconds))))}
 
 
@@ -91,7 +98,11 @@ def as_api_error(error: Exception, fields: frozenset[str] = frozenset()) -> ApiE
         case StoreError():
             return ApiError(507, str(error), code="store_failed")
         case GrammarError():
-            return ApiError(400, str(error), param="response_format", code="invalid_schema")
+            param = "text" if "text" in fields else "response_format"
+            return ApiError(400, str(error), param=param, code="invalid_schema")
+        case TokenizerError() | ExecutorError():
+            param = next((name for name in INPUTS if name in fields), None)
+            return ApiError(400, str(error), param=param, code="invalid_value")
         case GriffinError():
             first = str(error).split(" ", 1)[0].split("[", 1)[0].split(".", 1)[0]
             return ApiError(400, str(error), param=first if first in fields else None, code="invalid_value")

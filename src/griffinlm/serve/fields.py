@@ -1,11 +1,11 @@
 """What requests have in common: sampling, messages, and the fields that are taken without effect."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from griffinlm.generation.answering import GenerationOptions, Options
+from griffinlm.generation.answering import MAX_COUNT, GenerationOptions, Options
 from griffinlm.serve.errors import ApiError
 
 MOST_ANSWERS = 128
@@ -14,17 +14,39 @@ MOST_STOPS = 16
 MOST_STOP_CHARACTERS = 1000
 MOST_BIASES = 1024
 MOST_MESSAGES = 10_000
+MOST_FIELDS = 64
+"""Of one table."""
 MOST_CHARACTERS = 1 << 20
-"""Of all texts of a request; cutting them into tokens takes seconds."""
+"""Of all texts of a request, whose cutting into tokens takes seconds; so many tokens where they are given."""
+
+
+def at_most(most: int) -> Callable[[Any], Any]:
+    """Refuses tables of more entries before one is looked at: each wrong one would be a fault of its own."""
+
+    def checked(given: Any) -> Any:
+        if isinstance(given, dict) and len(given) > most:
+            raise ValueError(f"{len(given)} entries are too many; at most {most} are read")
+        return given
+
+    return checked
 
 
 class Strict(BaseModel):
-    """Refuses fields that it does not know and values that would have to be converted."""
+    """Refuses fields that it does not know and values that would have to be converted.
+
+    Lists of its fields are read up to the first fault: a body of 8 MiB has room for millions.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_few_fields(cls, given: Any) -> Any:
+        return at_most(MOST_FIELDS)(given)
+
 
 Stop = Annotated[str, Field(min_length=1, max_length=MOST_STOP_CHARACTERS)]
+NumTokens = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 
 
 class SamplingFields(Strict):
@@ -49,7 +71,7 @@ class StopFields(Strict):
     """What ends or shifts an answer, in chat and completions."""
 
     stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=MOST_BIASES)] | None = None
+    logit_bias: Annotated[dict[str, float], BeforeValidator(at_most(MOST_BIASES))] | None = None
     n: Annotated[int, Field(ge=1, le=MOST_ANSWERS)] | None = None
 
     def stops(self) -> Options:
@@ -73,7 +95,7 @@ class InertFields(Strict):
     """Taken without effect: for OpenAI's own service."""
 
     user: str | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Annotated[dict[str, str], BeforeValidator(at_most(MOST_FIELDS))] | None = None
     store: bool | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
@@ -83,22 +105,22 @@ class InertFields(Strict):
 
 
 def bounded(said: Any) -> Any:
-    """Refuses texts that would take long to be cut into tokens, by what they have together."""
-    num_characters = sum(len(text) for text in _texts(said))
-    if num_characters > MOST_CHARACTERS:
-        raise ValueError(f"{num_characters} characters are too many; at most {MOST_CHARACTERS} are read at once")
+    """Refuses texts that would take long to be cut into tokens, or tokens to be read, by what they have together."""
+    size = sum(_sizes(said))
+    if size > MOST_CHARACTERS:
+        raise ValueError(f"{size} characters or tokens are too many; at most {MOST_CHARACTERS} are read at once")
     return said
 
 
-def _texts(said: Any) -> Iterator[str]:
+def _sizes(said: Any) -> Iterator[int]:
     match said:
-        case str():
-            yield said
+        case str() | [int(), *_]:
+            yield len(said)
         case list():
             for one in said:
-                yield from _texts(one)
+                yield from _sizes(one)
         case BaseModel():
-            yield from _texts(getattr(said, "content", None) or getattr(said, "text", None))
+            yield from _sizes(getattr(said, "content", None) or getattr(said, "text", None))
 
 
 class TextPart(Strict):
@@ -112,7 +134,7 @@ class ChatMessage(Strict):
     """A message as a client sends it, and as it sends back one that it got."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
     name: str | None = None
     """Taken without effect."""
     refusal: None = None
@@ -127,7 +149,9 @@ class ChatMessage(Strict):
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
-Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MOST_MESSAGES), AfterValidator(bounded)]
+Messages = Annotated[
+    list[ChatMessage], Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True), AfterValidator(bounded)
+]
 
 
 class JsonSchema(Strict):

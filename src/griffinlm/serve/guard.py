@@ -122,9 +122,12 @@ class _Exchange:
         """All of the body.
 
         Raises:
-            ApiError: it is too large, or does not come.
+            ApiError: it is too large, told to be of two lengths, or does not come.
         """
         told = self.header(b"content-length")
+        if told is not None and self.header(b"transfer-encoding") is not None:
+            # Something on the way may have taken the end of another for that of this one.
+            raise ApiError(400, "content-length and transfer-encoding are both given; only one may be")
         if told is not None and told.isascii() and told.isdigit() and int(told[:20]) > largest_bytes:
             raise _too_large(largest_bytes)
         try:
@@ -174,8 +177,9 @@ class _Exchange:
             raise ClientGoneError from None
 
     async def refuse(self, error: ApiError) -> None:
-        """Sends an error. What is left of the request's body is dropped as it comes."""
+        """Sends an error and closes: what is left of the request's body is not read."""
         response = error_response(error)
+        response.headers["connection"] = "close"
 
         async def receive() -> Message:
             return {"type": "http.disconnect"}

@@ -17,7 +17,8 @@ class _JsonLines(logging.Formatter):
         fields: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
-            "message": record.getMessage(),
+            # Behind the first line libraries tell what they held, which may be a client's.
+            "message": record.getMessage().partition("\n")[0],
             **getattr(record, "fields", {}),
         }
         if record.exc_info and record.exc_info[1] is not None:
@@ -36,10 +37,9 @@ def start_logs() -> None:
     logging.disable(logging.NOTSET)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonLines())
-    for name in ("griffinlm.serve", "uvicorn", "uvicorn.error"):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = ([handler] if name != "uvicorn.error" else []), name == "uvicorn.error"
-        logger.setLevel(logging.INFO if name == "griffinlm.serve" else logging.WARNING)
+    logging.root.handlers = [handler]
+    logging.root.setLevel(logging.WARNING)
+    LOGGER.setLevel(logging.INFO)
 
 
 def log_event(message: str, **fields: Any) -> None:

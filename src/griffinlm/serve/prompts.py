@@ -10,12 +10,12 @@ from griffinlm.text import Tokenizer
 
 MOST_PROMPTS = 2048
 
-Tokens = Annotated[list[int], Field(min_length=1)]
+Tokens = Annotated[list[int], Field(min_length=1, fail_fast=True)]
 Given = (
     str
-    | Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS)]
+    | Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS, fail_fast=True)]
     | Tokens
-    | Annotated[list[Tokens], Field(min_length=1, max_length=MOST_PROMPTS)]
+    | Annotated[list[Tokens], Field(min_length=1, max_length=MOST_PROMPTS, fail_fast=True)]
 )
 Prompts = Annotated[Given, AfterValidator(bounded)]
 

@@ -4,11 +4,13 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from griffinlm.generation.store import StoreError
 from griffinlm.serve.errors import ApiError, ServeError
 from griffinlm.state import Fingerprint
 
@@ -19,12 +21,19 @@ BUSY_SECONDS = 30.0
 
 Message = dict[str, str]
 
-TABLE = """
+TABLES = """
 CREATE TABLE IF NOT EXISTS records (
     number INTEGER PRIMARY KEY, scope BLOB NOT NULL, id TEXT NOT NULL, parent TEXT, is_gone INTEGER NOT NULL,
     content TEXT NOT NULL, UNIQUE (scope, id)
 );
 CREATE INDEX IF NOT EXISTS records_by_parent ON records (scope, parent);
+CREATE INDEX IF NOT EXISTS records_by_age ON records (scope, number);
+CREATE TABLE IF NOT EXISTS standings (
+    state_id TEXT NOT NULL, number INTEGER NOT NULL, PRIMARY KEY (state_id, number)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS standings_by_number ON standings (number);
+CREATE TRIGGER IF NOT EXISTS record_removed AFTER DELETE ON records
+    BEGIN DELETE FROM standings WHERE number = old.number; END;
 """
 
 
@@ -56,8 +65,19 @@ class Record:
     """The response as it was told."""
 
 
+@contextmanager
+def _faults_told() -> Iterator[None]:
+    """A full disk, a damaged file and the like as a StoreError."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StoreError(f"the stored conversations cannot be used: {error}") from error
+
+
 class Records:
     """Records by tenant and id, used by one thread at a time. What `put` was given survives a crash on return.
+
+    Everything raises StoreError where the database cannot be read or written.
 
     Args:
         directory: None keeps everything in this process.
@@ -74,13 +94,14 @@ class Records:
             self._database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = FULL")
-            self._database.executescript(TABLE)
+            self._database.executescript(TABLES)
         except (sqlite3.Error, OSError) as error:
             raise ServeError(f"{path} cannot be used: {error}") from error
 
     def close(self) -> None:
         self._database.close()
 
+    @_faults_told()
     def put(self, tenant: str, records: Sequence[Record], *, keeps_old: bool = False) -> None:
         """Keeps records, all or none, each in the place of one with its id; or beside those, if the old are to stay."""
         scope, replaced = self._scope(tenant), "WHERE is_gone" if keeps_old else ""
@@ -92,6 +113,10 @@ class Records:
                 f" is_gone = 0 {replaced}",
                 [(scope, record.id, record.parent, json.dumps(asdict(record))) for record in records],
             )
+            self._database.executemany(
+                "INSERT OR IGNORE INTO standings SELECT ?, number FROM records WHERE scope = ? AND id = ?",
+                [(state_id, scope, record.id) for record in records for state_id in _states_of(record)],
+            )
             self._database.execute(
                 "DELETE FROM records WHERE number IN (SELECT number FROM records WHERE scope = ?"
                 " ORDER BY number DESC LIMIT -1 OFFSET ?)",
@@ -99,9 +124,11 @@ class Records:
             )
             self._database.execute("COMMIT")
         except BaseException:
-            self._database.execute("ROLLBACK")
+            if self._database.in_transaction:
+                self._database.execute("ROLLBACK")
             raise
 
+    @_faults_told()
     def get(self, tenant: str, record_id: str, kind: str | None = None) -> Record:
         """A record; ApiError where the tenant has none of that id, or of another kind."""
         found = self._find(tenant, record_id)
@@ -109,6 +136,7 @@ class Records:
             raise _not_found(record_id)
         return found[0]
 
+    @_faults_told()
     def newest(self, tenant: str, most: int) -> list[Record]:
         """The records put last, the last one first."""
         rows = self._database.execute(
@@ -117,6 +145,7 @@ class Records:
         )
         return [Record(**json.loads(content)) for (content,) in rows]
 
+    @_faults_told()
     def path(self, tenant: str, record: Record) -> list[Record]:
         """The records from the beginning of a conversation to one of them; ApiError where one is lost."""
         path = [record]
@@ -127,6 +156,7 @@ class Records:
             path.append(found[0])
         return path[::-1]
 
+    @_faults_told()
     def move(self, tenant: str, record_id: str, state_id: str) -> None:
         """Tells a record of a state at its very end."""
         found = self._find(tenant, record_id)
@@ -134,6 +164,7 @@ class Records:
             record = found[0]
             self.put(tenant, [replace(record, state_id=state_id, unread=[], kept_ids=[*record.kept_ids, state_id])])
 
+    @_faults_told()
     def delete(self, tenant: str, record_id: str) -> list[str]:
         """Removes a record and gives the states that no other record stands on.
 
@@ -159,7 +190,9 @@ class Records:
 
     def _is_used(self, scope: bytes, state_id: str) -> bool:
         found = self._database.execute(
-            "SELECT 1 FROM records WHERE scope = ? AND NOT is_gone AND instr(content, ?) LIMIT 1", (scope, state_id)
+            "SELECT 1 FROM standings JOIN records USING (number)"
+            " WHERE state_id = ? AND scope = ? AND NOT is_gone LIMIT 1",
+            (state_id, scope),
         )
         return found.fetchone() is not None
 
@@ -176,6 +209,10 @@ class Records:
 
     def _scope(self, tenant: str) -> bytes:
         return hashlib.sha256(json.dumps([tenant, self._model]).encode()).digest()
+
+
+def _states_of(record: Record) -> set[str]:
+    return {*record.kept_ids, record.state_id} - {None}
 
 
 def _not_found(record_id: str) -> ApiError:

@@ -6,6 +6,7 @@ from typing import Any
 
 from griffinlm.generation.answering import GenerationOptions
 from griffinlm.generation.job import End, Job, Piece
+from griffinlm.generation.queue import QueueFullError
 from griffinlm.generation.store import DamagedStateError, StateNotFoundError
 from griffinlm.serve.records import Message, Record
 from griffinlm.serve.served import Asker, require_time
@@ -114,7 +115,11 @@ class Reply:
             priority=-1,
             timeout_seconds=served.settings.request_timeout_seconds,
         )
-        answers = await served.submit(job)
+        try:
+            answers = await served.submit(job, is_asked_for=False)
+        except QueueFullError:
+            # Others wait; whoever goes on from here reads those tokens then.
+            return
         try:
             async for told in answers:
                 if isinstance(told, End) and told.error is None and told.prompt_state_id is not None:

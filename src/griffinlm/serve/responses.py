@@ -5,17 +5,18 @@ from collections.abc import AsyncIterator, Sequence
 from secrets import token_hex
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Response
-from pydantic import AfterValidator, Field
+from fastapi import APIRouter, Query, Response
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from griffinlm.generation.answering import Options
 from griffinlm.generation.job import End, Piece
 from griffinlm.generation.sampling import TokenLogProbability
-from griffinlm.serve.errors import AsciiJSONResponse
+from griffinlm.serve.errors import ApiError, AsciiJSONResponse
 from griffinlm.serve.fields import (
     MOST_ALTERNATIVES,
     MOST_MESSAGES,
     InertFields,
+    NumTokens,
     ObjectFormat,
     SamplingFields,
     Strict,
@@ -52,7 +53,7 @@ class InputMessage(Strict):
 
     type: Literal["message"] | None = None
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[ResponseTextPart]
+    content: str | Annotated[list[ResponseTextPart], Field(fail_fast=True)]
     id: str | None = None
     status: str | None = None
     phase: str | None = None
@@ -89,13 +90,14 @@ class ResponseRequest(SamplingFields, InertFields):
 
     model: str
     input: Annotated[
-        str | Annotated[list[InputMessage], Field(min_length=1, max_length=MOST_MESSAGES)], AfterValidator(bounded)
+        str | Annotated[list[InputMessage], Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)],
+        AfterValidator(bounded),
     ]
     instructions: Annotated[str, AfterValidator(bounded)] | None = None
     previous_response_id: str | None = None
-    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_output_tokens: NumTokens | None = None
     text: TextField | None = None
-    include: list[Literal["message.output_text.logprobs"]] | None = None
+    include: Annotated[list[Literal["message.output_text.logprobs"]], Field(fail_fast=True)] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] | None = None
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
@@ -119,6 +121,15 @@ class ResponseRequest(SamplingFields, InertFields):
         return options
 
 
+class StoredQuery(BaseModel):
+    """What may be asked of a stored response: it is told whole, so that nothing has to be included."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    include: Annotated[list[Literal["message.output_text.logprobs"]] | None, Field(alias="include[]")] = None
+    """Taken without effect."""
+
+
 @router.post("/v1/responses")
 async def responses(body: ResponseRequest, asker: AskerDependency) -> Response:
     """Answers input behind a stored response, or at a beginning; what is kept of it goes on from there."""
@@ -137,11 +148,24 @@ async def responses(body: ResponseRequest, asker: AskerDependency) -> Response:
 
 
 @router.get("/v1/responses/{response_id}")
-async def get_response(response_id: str, asker: AskerDependency) -> Response:
+async def get_response(response_id: str, _: Annotated[StoredQuery, Query()], asker: AskerDependency) -> Response:
     """A stored response as it was told."""
     served = asker.served
     record = await served.on_record_thread(served.records.get, asker.tenant, response_id, "response")
     return AsciiJSONResponse(record.body)
+
+
+@router.post("/v1/responses/{response_id}/cancel")
+async def cancel_response(response_id: str, asker: AskerDependency) -> Response:
+    """Refuses: what is stored is over, and nothing is written in the background."""
+    served = asker.served
+    await served.on_record_thread(served.records.get, asker.tenant, response_id, "response")
+    raise ApiError(
+        400,
+        "only responses made with background can be cancelled; one that is being written ends when its client leaves",
+        param="response_id",
+        code="invalid_value",
+    )
 
 
 @router.delete("/v1/responses/{response_id}")

@@ -90,9 +90,10 @@ def _listener(host: str, port: int) -> socket.socket:
     try:
         listener.bind((host, port))
         listener.listen(BACKLOG)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         listener.close()
-        raise ServeError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ServeError(f"cannot listen on {host} port {port}: {reason}") from error
     return listener
 
 

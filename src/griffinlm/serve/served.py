@@ -14,6 +14,7 @@ from griffinlm.generation.job import End, Job
 from griffinlm.generation.store import StateNotFoundError, StateStore
 from griffinlm.language_model import LanguageModel
 from griffinlm.serve.errors import ApiError
+from griffinlm.serve.fields import MOST_ANSWERS
 from griffinlm.serve.logs import log_fault
 from griffinlm.serve.records import Records
 from griffinlm.serve.settings import Settings
@@ -48,6 +49,11 @@ class Served:
     @property
     def tokenizer(self) -> Tokenizer:
         return self.model.tokenizer
+
+    @property
+    def most_answers(self) -> int:
+        """To one request: those that are written and those that may wait, where nobody else is."""
+        return min(MOST_ANSWERS, self.worker.service.num_slots + self.settings.most_waiting)
 
     @property
     def model_names(self) -> dict[str, str | None]:
@@ -87,8 +93,8 @@ class Served:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def submit(self, job: Job) -> Answers:
-        return await self.worker.submit(job)
+    async def submit(self, job: Job, is_asked_for: bool = True) -> Answers:
+        return await self.worker.submit(job, is_asked_for)
 
     async def close(self) -> None:
         """Ends what runs beside the answers, then the service, the records and the store."""
@@ -132,11 +138,16 @@ class Asker:
 
     async def _ends(self, jobs: Sequence[Job]) -> list[list[End]]:
         all_answers: list[Answers] = []
+        reading: list[asyncio.Task[list[End]]] = []
         try:
             for job in jobs:
-                all_answers.append(await self.served.submit(job))  # noqa: PERF401  (some may be submitted when one fails)
-            return [await _ends_of(answers) for answers in all_answers]
+                all_answers.append(await self.served.submit(job))
+                # All are read as they come: those of one job must not pile up while another's are waited for.
+                reading.append(asyncio.ensure_future(_ends_of(all_answers[-1])))
+            return await asyncio.gather(*reading)
         finally:
+            for task in reading:
+                task.cancel()
             for answers in all_answers:
                 answers.leave()
 

@@ -1,8 +1,7 @@
 """What a server is started with."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -42,7 +41,6 @@ class Settings:
     """For how long answers may go on once the server was told to end."""
     largest_body_bytes: int = 8 << 20
     largest_upload_bytes: int = 1 << 28
-    adapters: Mapping[str, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:

@@ -1,6 +1,7 @@
 """/v1/states: conversations as things that are made, copied, carried away and brought back."""
 
 import time
+from collections.abc import Sequence
 from secrets import token_hex
 from typing import Annotated, Any
 
@@ -41,7 +42,7 @@ class ForkRequest(Strict):
 class DownloadRequest(Strict):
     """What is to leave."""
 
-    ids: Annotated[list[str], Field(min_length=1, max_length=MOST_IDS)]
+    ids: Annotated[list[str], Field(min_length=1, max_length=MOST_IDS, fail_fast=True)]
     """Of states and responses."""
 
 
@@ -138,7 +139,17 @@ def _packed(asker: Asker, ids: list[str]) -> bytes:
     for one in ids:
         record = served.records.get(asker.tenant, one)
         found |= {passed.id: passed for passed in served.records.path(asker.tenant, record)}
+    _require_size(served, [found[one] for one in ids])
     return pack(asker.tenant, [*found.values()], ids, served.store, served.model, served.state_key)
+
+
+def _require_size(served: Served, records: Sequence[Record]) -> None:
+    """Refuses states that could not be taken back in one piece."""
+    num_states = len({record.state_id for record in records} - {None})
+    num_bytes, most = num_states * served.worker.service.state_bytes, served.settings.largest_upload_bytes
+    if num_bytes > most:
+        message = f"{num_states} states have {num_bytes} bytes together; at most {most} leave at once"
+        raise ApiError(400, message, param="ids", code="invalid_value")
 
 
 def _upload(asker: Asker, data: bytes) -> list[Record]:

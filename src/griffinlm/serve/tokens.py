@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field
 
 from griffinlm.serve.errors import ApiError, AsciiJSONResponse
 from griffinlm.serve.fields import Messages, Strict, bounded
-from griffinlm.serve.served import AskerDependency
+from griffinlm.serve.served import AskerDependency, Served
 
 router = APIRouter()
 
@@ -28,7 +28,7 @@ class DetokenizeRequest(Strict):
     """Tokens to be written as text."""
 
     model: str | None = None
-    tokens: Annotated[list[int], Field(max_length=1 << 20)]
+    tokens: Annotated[list[int], Field(max_length=1 << 20, fail_fast=True)]
 
 
 @router.post("/tokenize")
@@ -38,6 +38,7 @@ async def tokenize(body: TokenizeRequest, asker: AskerDependency) -> Response:
     tokenizer = served.tokenizer
     if (body.prompt is None) == (body.messages is None):
         raise ApiError(400, "either prompt or messages must be given", param="prompt", code="invalid_value")
+    _check_model(served, body.model)
     if body.messages is not None:
         messages = [message.plain() for message in body.messages]
         ids = await served.on_text_thread(tokenizer.encode_chat, messages, body.add_generation_prompt is not False)
@@ -52,4 +53,11 @@ async def tokenize(body: TokenizeRequest, asker: AskerDependency) -> Response:
 async def detokenize(body: DetokenizeRequest, asker: AskerDependency) -> Response:
     """The text of tokens, without control tokens."""
     served = asker.served
+    _check_model(served, body.model)
     return AsciiJSONResponse({"prompt": await served.on_text_thread(served.tokenizer.decode, body.tokens)})
+
+
+def _check_model(served: Served, name: str | None) -> None:
+    """Adapters have the tokenizer of their model, but a name that nobody has is a fault."""
+    if name is not None:
+        served.adapter(name)

@@ -26,8 +26,8 @@ R = TypeVar("R")
 class Answers:
     """The events of one job as the event loop sees them, in a buffer with an end: who reads too slowly is cut off."""
 
-    def __init__(self, job: Job, leave: "Callable[[Answers], None]") -> None:
-        self.job = job
+    def __init__(self, job: Job, leave: "Callable[[Answers], None]", is_asked_for: bool = True) -> None:
+        self.job, self.is_asked_for = job, is_asked_for
         self._leave = leave
         self._events: deque[Event] = deque()
         self._news = asyncio.Event()
@@ -121,17 +121,22 @@ class Worker:
         self._calls.put(run)
         return await asyncio.wrap_future(future)
 
-    async def submit(self, job: Job) -> Answers:
+    async def submit(self, job: Job, is_asked_for: bool = True) -> Answers:
         """Takes a job on.
+
+        Args:
+            is_asked_for: by a client; else it takes nothing of the tenant's share.
 
         Raises:
             GriffinError: the service refuses it.
+            ApiError: it has more answers than the tenant may ever have open.
             QueueFullError: too many answers wait, or the tenant has too many open.
         """
-        answers = Answers(job, self._forget)
+        answers = Answers(job, self._forget, is_asked_for)
 
         def submit() -> None:
-            self._require_share(job)
+            if is_asked_for:
+                self._require_share(job)
             self.service.submit(job)
             self._answers[job], self._num_to_end[job] = answers, job.num_answers
 
@@ -165,7 +170,11 @@ class Worker:
 
     def _require_share(self, job: Job) -> None:
         most = self._most_per_tenant
-        num_open = sum(other.num_answers for other in self._answers if other.tenant == job.tenant)
+        if most is not None and job.num_answers > most:
+            message = f"{job.num_answers} answers are asked for at once; at most {most} may be open for this key"
+            raise ApiError(400, message, param="n", code="invalid_value")
+        others = (other for other in self._answers.values() if other.is_asked_for and other.job.tenant == job.tenant)
+        num_open = sum(other.job.num_answers for other in others)
         if most is not None and num_open + job.num_answers > most:
             message = (
                 f"{num_open} answers are open for this key, {job.num_answers} more asked for; at most {most} may be"

@@ -31,6 +31,8 @@ class StopStrings:
         """The text to pass on, and whether a stop string is complete; after that all is ("", True)."""
         if self._stopped:
             return "", True
+        if not self._automata:
+            return text, False
         seen = self._held + text
         for end, character in enumerate(text, start=len(self._held) + 1):
             complete = [len(automaton.stop) for automaton in self._automata if automaton.advance(character)]

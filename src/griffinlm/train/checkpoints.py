@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from griffinlm.checkpoint import CheckpointError
 from griffinlm.checkpoint.errors import describe
 from griffinlm.checkpoint.new_directory import new_directory, remove_abandoned
 from griffinlm.train.errors import TrainError
-from griffinlm.train.sharding import rank, world_size
+from griffinlm.train.sharding import barrier, rank, world_size
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
@@ -57,7 +57,7 @@ class Checkpoints:
 
         Args:
             facts: JSON values that the manifest keeps, for whoever resumes.
-            write_rest: writes further files into the directory, in the first process.
+            write_rest: writes further files into the directory; every process calls it.
 
         Raises:
             CheckpointError: the system refuses to write; the checkpoints before are as they were.
@@ -71,8 +71,8 @@ class Checkpoints:
                     checkpoint_id=directory / TENSORS,
                     no_dist=world_size() == 1,
                 )
-                if rank() == 0:
-                    write_rest(directory)
+                write_rest(directory)
+                barrier()  # the first process reads what the others wrote beside their shards
                 digests = _gathered(_digests_of_own(directory))
                 if rank() == 0:
                     manifest = {"format_version": FORMAT_VERSION, "step": step, **facts, "files": digests}
@@ -139,6 +139,21 @@ def read_manifest(path: Path) -> dict[str, Any]:
                 hint="remove that directory to go on from the checkpoint before",
             )
     return manifest
+
+
+def require_same_run(checkpoint: Path, facts: Mapping[str, Any]) -> None:
+    """Refuses to go on from what was written with another value of a fact in the manifest's `run`.
+
+    Raises:
+        TrainError: it was, or `read_manifest` raises it.
+    """
+    found = read_manifest(checkpoint).get("run")
+    differing = [name for name, value in facts.items() if not isinstance(found, dict) or found.get(name) != value]
+    if differing:
+        raise TrainError(
+            f"{checkpoint} belongs to a run with another {', another '.join(differing)}",
+            hint="give a new output directory, or the configuration that the run began with",
+        )
 
 
 def _digests_of_own(directory: Path) -> dict[str, str]:

@@ -137,6 +137,9 @@ class PretrainConfig:
     """Rows that a device reads at once; the rest of a step is accumulated. None is as many as a step has."""
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     """Of the activations; weights, gradients and optimizer are float32."""
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """What products of float32 matrices may round their factors to, where the device has units for that: high is
+    TensorFloat-32, medium bfloat16; sums and results stay float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     gradient_checkpointing: bool = False
     """Recompute every block in the backward pass instead of keeping its activations."""
@@ -144,6 +147,8 @@ class PretrainConfig:
     """Train under fake quantization: `int4`, `int8` or a format, as `griffin quantize` will store the weights."""
     teacher: Path | None = None
     """Directory of a model of the same vocabulary whose probabilities are learned instead of the next token."""
+    teacher_share: Share = 1.0
+    """s of the loss s KL(teacher || model) + (1 - s) cross-entropy of the next token, where there is a teacher."""
     loss_chunk_tokens: Count = 2048
     """Tokens whose logits are held at once."""
     deterministic: bool = False
@@ -227,6 +232,18 @@ def _with_paths_from(config: PretrainConfig, folder: Path) -> PretrainConfig:
     )
 
 
+def require_schedule(schedule: ScheduleConfig, num_steps: int | None) -> None:
+    """Refuses a schedule that contradicts itself or is longer than a run of so many steps, where they are known.
+
+    Raises:
+        TrainError: it does.
+    """
+    if schedule.decay_steps is not None and schedule.kind != "wsd":
+        raise TrainError(f"schedule.decay_steps is given with kind {schedule.kind!r}; only wsd has one")
+    if num_steps is not None and schedule.warm_up_steps + (schedule.decay_steps or 0) > num_steps:
+        raise TrainError(f"schedule.warm_up_steps and decay_steps are more than the {num_steps} steps of the run")
+
+
 def _checked(config: PretrainConfig) -> PretrainConfig:
     """What no single entry can say."""
     if not config.stages:
@@ -253,11 +270,9 @@ def _checked(config: PretrainConfig) -> PretrainConfig:
         raise TrainError(
             f"batch_rows is {config.batch_rows}; it must be a multiple of rows_per_device ({config.rows_per_device})"
         )
-    schedule, num_steps = config.schedule, config.num_steps
-    if schedule.decay_steps is not None and schedule.kind != "wsd":
-        raise TrainError(f"schedule.decay_steps is given with kind {schedule.kind!r}; only wsd has one")
-    if schedule.warm_up_steps + (schedule.decay_steps or 0) > num_steps:
-        raise TrainError(f"schedule.warm_up_steps and decay_steps are more than the {num_steps} steps of all stages")
+    if config.teacher is None and config.teacher_share != 1.0:
+        raise TrainError(f"teacher_share is {config.teacher_share}; there is no teacher")
+    require_schedule(config.schedule, config.num_steps)
     if "directory" in config.model and len(config.model) > 1:
         raise TrainError("model.directory is given with other fields; a model that goes on keeps its own")
     return config

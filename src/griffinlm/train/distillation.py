@@ -1,4 +1,4 @@
-"""Learning the probabilities of a teacher instead of the next token."""
+"""Learning the probabilities of a teacher instead of the next token, or beside it."""
 
 import torch
 from torch import Tensor, nn
@@ -11,21 +11,23 @@ from griffinlm.train.objective import Objective
 
 
 class Distillation(Objective):
-    """An objective whose loss in training is the divergence from a teacher; in evaluation it is that of the data.
+    """An objective whose loss in training is s KL(teacher || model) + (1 - s) that of the data, which evaluation has.
 
     A teacher's probabilities say more than one token does. Of a model that is its own teacher only what was done to it
     has a gradient, such as an integer grid, and not the noise of the data.
     """
 
-    def __init__(self, griffin: Griffin, teacher: Griffin, loss_chunk_tokens: int) -> None:
+    def __init__(self, griffin: Griffin, teacher: Griffin, loss_chunk_tokens: int, share: float = 1.0) -> None:
+        """Args: `share` is s."""
         super().__init__(griffin, loss_chunk_tokens)
+        self._share = share
         # In a tuple, so that the teacher is no part of what is trained and saved.
         self._teacher = (teacher.eval().requires_grad_(False),)
 
     def forward(
         self, tokens: Tensor, positions: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None
     ) -> dict[str, Tensor]:
-        """KL(teacher || model), in nats, summed over the tokens with a label, over `num_items_in_batch` if given."""
+        """The loss in nats, summed over the tokens with a label, over `num_items_in_batch` if given."""
         if not self.training:
             return super().forward(tokens, positions, labels, num_items_in_batch)
         griffin, (teacher,) = self.griffin, self._teacher
@@ -35,27 +37,37 @@ class Distillation(Objective):
         found = _hidden(griffin, tokens, positions, call)
         is_counted = (labels != IGNORED).flatten()
         expected, found = expected.flatten(0, 1)[is_counted], found.flatten(0, 1)[is_counted]
+        wanted = labels.flatten()[is_counted]
         loss = torch.zeros((), dtype=torch.float32, device=found.device)
         for start in range(0, len(found), self.loss_chunk_tokens):
             piece = slice(start, start + self.loss_chunk_tokens)
             weights = griffin.embedding.weight, teacher.embedding.weight
             caps = griffin.config.logit_soft_cap, teacher.config.logit_soft_cap
-            part = checkpoint(divergence, found[piece], expected[piece], weights, caps, use_reentrant=False)
+            given = found[piece], expected[piece], wanted[piece], weights, caps, self._share
+            part = checkpoint(_loss_of_chunk, *given, use_reentrant=False)
             assert isinstance(part, Tensor)
             loss = loss + part
         return {"loss": loss if num_items_in_batch is None else loss / num_items_in_batch}
 
 
-def divergence(
-    x: Tensor, expected: Tensor, embeddings: tuple[Tensor, Tensor], soft_caps: tuple[float | None, float | None]
+def _loss_of_chunk(
+    x: Tensor,
+    expected: Tensor,
+    labels: Tensor,
+    embeddings: tuple[Tensor, Tensor],
+    soft_caps: tuple[float | None, float | None],
+    share: float,
 ) -> Tensor:
-    """sum of p (log p - log q), q of the model's hidden states `x` [n, D], p of the teacher's, `expected`.
+    """sum of s sum p (log p - log q) - (1 - s) log q[label], q of the hidden states `x` [n, D], p of `expected`.
 
     Args:
+        expected: hidden states of the teacher.
         embeddings, soft_caps: of the model, and of the teacher.
+        share: s.
     """
     log_q, log_p = map(_log_probabilities, (x, expected), embeddings, soft_caps)
-    return nn.functional.kl_div(log_q, log_p, reduction="sum", log_target=True)
+    loss = share * nn.functional.kl_div(log_q, log_p, reduction="sum", log_target=True)
+    return loss if share == 1.0 else loss + (1.0 - share) * nn.functional.nll_loss(log_q, labels, reduction="sum")
 
 
 def _log_probabilities(x: Tensor, embedding: Tensor, soft_cap: float | None) -> Tensor:

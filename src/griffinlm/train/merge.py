@@ -18,14 +18,19 @@ def merge(base: str, adapter: Path, destination: Path) -> None:
     Parameters go through memory one by one; sums are float32.
 
     Raises:
-        GriffinError: there is no such model or adapter, it is another model's, the weights are quantized, or the
-            destination is not free.
+        GriffinError: there is no such model or adapter, it is another model's, the weights are quantized or shared
+            by layers, or the destination is not free.
     """
     checkpoint = open_checkpoint(find_model(base))
     if checkpoint.quantization is not None:
         raise TrainError(
             f"{checkpoint.path} is quantized; a merged weight would not be on its grid",
             hint="merge into the model that was quantized, or load the adapter beside it",
+        )
+    if checkpoint.config.recursion is not None:
+        raise TrainError(
+            f"{checkpoint.path} has layers that share matrices; an adapter differs from layer to layer",
+            hint="load the adapter beside the model",
         )
     terms = read_low_rank(adapter, checkpoint.config).terms
     names = checkpoint.config.parameter_shapes()

@@ -2,41 +2,10 @@
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from griffinlm.kernels.cross_entropy.chunked import cross_entropy
 from griffinlm.model import Griffin
 from griffinlm.model.griffin import read, recomputed
-from griffinlm.train.data.token_file import IGNORED
-
-
-def next_token_loss(x: Tensor, embedding: Tensor, labels: Tensor, soft_cap: float | None, chunk_tokens: int) -> Tensor:
-    """sum of -log softmax(cap(x @ embedding^T))[label] over the tokens whose label is not IGNORED, in nats.
-
-    Logits are float32 and exist for `chunk_tokens` tokens at a time; the backward pass computes them again.
-
-    Args:
-        x: [B, T, D], after the final norm.
-        embedding: [V, D].
-        labels: int64 [B, T].
-
-    Returns:
-        A float32 number.
-    """
-    flat, wanted = x.flatten(0, 1), labels.flatten()
-    total = torch.zeros((), dtype=torch.float32, device=x.device)
-    for start in range(0, len(wanted), chunk_tokens):
-        piece = slice(start, start + chunk_tokens)
-        part = checkpoint(_loss_of_chunk, flat[piece], embedding, wanted[piece], soft_cap, use_reentrant=False)
-        assert isinstance(part, Tensor)
-        total = total + part
-    return total
-
-
-def _loss_of_chunk(x: Tensor, embedding: Tensor, labels: Tensor, soft_cap: float | None) -> Tensor:
-    logits = nn.functional.linear(x, embedding).float()
-    if soft_cap is not None:
-        logits = torch.tanh(logits / soft_cap) * soft_cap
-    return nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
 
 
 class Objective(nn.Module):
@@ -61,7 +30,6 @@ class Objective(nn.Module):
         x = griffin.embedding(tokens) * griffin.config.embedding_scale
         reading = read(griffin.config, griffin.layers, x, None, positions, call)
         x = griffin.final_norm(reading.in_order(reading.x))
-        loss = next_token_loss(
-            x, griffin.embedding.weight, labels, griffin.config.logit_soft_cap, self.loss_chunk_tokens
-        )
+        weight, cap = griffin.embedding.weight, griffin.config.logit_soft_cap
+        loss = cross_entropy(x.flatten(0, 1), weight, labels.flatten(), cap, self.loss_chunk_tokens)
         return {"loss": loss if num_items_in_batch is None else loss / num_items_in_batch}

@@ -26,4 +26,5 @@ def build_optimizer(named: Iterable[tuple[str, nn.Parameter]], config: Optimizer
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
         eps=config.epsilon,
+        fused=True,
     )

@@ -16,7 +16,7 @@ from griffinlm.evaluate.documents import DocumentError
 from griffinlm.model import Griffin
 from griffinlm.quantization import recipe_of
 from griffinlm.text import Tokenizer
-from griffinlm.train.checkpoints import Checkpoints, read_manifest
+from griffinlm.train.checkpoints import Checkpoints, require_same_run
 from griffinlm.train.config import PretrainConfig, model_config
 from griffinlm.train.data.mixture import Mixture, TrainingRows
 from griffinlm.train.data.pack import PackOptions, identity, pack
@@ -24,6 +24,7 @@ from griffinlm.train.data.token_file import RECORD_FILE, Packed, open_packed
 from griffinlm.train.distillation import Distillation
 from griffinlm.train.errors import TrainError
 from griffinlm.train.held_out import HeldOut
+from griffinlm.train.matmul_precision import matmul_precision
 from griffinlm.train.quantization_aware import leave_on_grid, put_on_grid
 from griffinlm.train.sharding import barrier, build_objective, rank, whole_tensors, world_size
 from griffinlm.train.trainer import PretrainTrainer, training_arguments
@@ -78,17 +79,19 @@ def pretrain(config: PretrainConfig, report: Callable[[DocumentError], None] | N
     checkpoints = Checkpoints(config.output / CHECKPOINTS, config.checkpoints.num_kept)
     last = checkpoints.last()
     if last is not None and rank() == 0:
-        _require_same_run(last, facts["run"])
+        require_same_run(last, facts["run"])
     barrier()
     objective = build_objective(start.config, start.tensors, config.loss_chunk_tokens, device, config.precision)
     objective.griffin.gradient_checkpointing = config.gradient_checkpointing
     if config.teacher is not None:
-        objective = Distillation(objective.griffin, _teacher(config, start.config, device), config.loss_chunk_tokens)
+        teacher = _teacher(config, start.config, device)
+        objective = Distillation(objective.griffin, teacher, config.loss_chunk_tokens, config.teacher_share)
     if config.quantization_aware is not None:
         put_on_grid(objective.griffin, start.config, recipe_of(config.quantization_aware))
     held_out = {name: _held_out(config, source) for name, source in packed.items() if source.held_out.num_documents}
     trainer = PretrainTrainer(config, arguments, objective, rows, held_out, checkpoints, facts)
-    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    with matmul_precision(config.matmul_precision):
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
     figures = {name: value for entry in trainer.state.log_history for name, value in entry.items()}
     leave_on_grid(objective.griffin)
     _write_model(config, start.config, whole_tensors(objective.griffin))
@@ -160,25 +163,18 @@ def _facts(config: PretrainConfig, start: Start, tokenizer: Tokenizer, packed: M
     """What decides the numbers of a run, as JSON values; how it is cut over devices does not."""
     values = dataclasses.asdict(config)
     deciding = ("batch_rows", "stages", "optimizer", "schedule", "precision", "quantization_aware", "seed")
+    is_rounded = config.matmul_precision != "highest"
     return {
         "model": start.config.to_dict(),
         "weights": start.name,
         "tokenizer": tokenizer.digest,
         "teacher": None if config.teacher is None else open_checkpoint(config.teacher).digest(),
+        "teacher_share": None if config.teacher is None else config.teacher_share,
         "sources": {name: source.record for name, source in packed.items()},
         "row_tokens": config.data.row_tokens,
+        "matmul_precision": config.matmul_precision if is_rounded else None,
         **{name: list(values[name]) if name == "stages" else values[name] for name in deciding},
     }
-
-
-def _require_same_run(checkpoint: Path, facts: dict[str, Any]) -> None:
-    found = read_manifest(checkpoint).get("run")
-    differing = [name for name, value in facts.items() if not isinstance(found, dict) or found.get(name) != value]
-    if differing:
-        raise TrainError(
-            f"{checkpoint} belongs to a run with another {', another '.join(differing)}",
-            hint="give a new output directory, or the configuration that the run began with",
-        )
 
 
 def _write_model(config: PretrainConfig, model: ModelConfig, tensors: Iterator[tuple[str, np.ndarray]]) -> None:

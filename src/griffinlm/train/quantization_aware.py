@@ -11,7 +11,7 @@ from griffinlm.config import ModelConfig
 from griffinlm.quantization import Format, Recipe
 from griffinlm.quantization.matrix import VALUES_A_CHUNK
 from griffinlm.quantization.recipe import matrix_shape
-from griffinlm.quantization.scales import Grid, grid_of
+from griffinlm.quantization.scales import Grid, fit, grid_of
 from griffinlm.train.errors import TrainError
 
 WEIGHT, ORIGINAL = "weight", "parametrizations.weight.original"
@@ -22,8 +22,9 @@ VALUES_A_CHUNK_OF_A_GPU = 1 << 25
 def fake_quantize(weight: Tensor, format: Format) -> Tensor:
     """dequantize(quantize(weight)), with the derivative of weight itself (straight-through, Bengio et al., 2013).
 
-    Numbers and scales are those of `quantization.quantize`, in torch: of its clips the one with the least squared
-    error, then round, clip, and the best scale for the numbers.
+    On a CPU these are the bits of `quantization.quantize`. Elsewhere its steps are taken in torch, of its clips the one
+    with the least squared error, then round, clip, and the best scale for the numbers; sums over a block may round
+    otherwise there.
 
     Args:
         weight: float32, a matrix [N, K] or a gate [h, b_in, b_out]; a quantized format.
@@ -47,13 +48,23 @@ def _on_grid(weight: Tensor, format: Format) -> Tensor:
     size = format.block_size or num_columns
     padded = nn.functional.pad(matrix, (0, -num_columns % size))
     blocks, grid = padded.reshape(-1, size), grid_of(format)
-    num_values = VALUES_A_CHUNK if weight.device.type == "cpu" else VALUES_A_CHUNK_OF_A_GPU
-    values = torch.cat([_fit(piece, grid) for piece in blocks.split(max(num_values // size, 1))])
+    if weight.device.type == "cpu":
+        pieces = [_fit_by_numpy(piece, grid) for piece in blocks.split(max(VALUES_A_CHUNK // size, 1))]
+    else:
+        pieces = [_fit(piece, grid) for piece in blocks.split(max(VALUES_A_CHUNK_OF_A_GPU // size, 1))]
+    values = torch.cat(pieces)
     values = values.reshape(num_rows, -1)[:, :num_columns]
     if weight.dim() == 3:
         num_blocks, inputs, outputs = weight.shape
         values = values.reshape(num_blocks, outputs, inputs).transpose(1, 2)
     return values.contiguous()
+
+
+def _fit_by_numpy(blocks: Tensor, grid: Grid) -> Tensor:
+    """q s of blocks [n, size], each with its own scale."""
+    numbers, scales = fit(blocks.numpy().copy(), grid)
+    numbers *= scales[:, None]
+    return torch.from_numpy(numbers)
 
 
 def _fit(blocks: Tensor, grid: Grid) -> Tensor:

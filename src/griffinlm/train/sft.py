@@ -1,10 +1,10 @@
 """Instruction tuning by TRL's trainer: from a configuration to a model, an adapter or a tuned state."""
 
-import math
-import os
+import contextlib
+import hashlib
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,12 +13,9 @@ import torch
 from datasets import Dataset, disable_progress_bars
 from peft import LoraConfig, PeftModel, PromptTuningConfig, PromptTuningInit, get_peft_model
 from safetensors import SafetensorError
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import AutoTokenizer
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging as transformers_logging
 from trl.trainer.sft_config import SFTConfig
-from trl.trainer.sft_trainer import SFTTrainer
 
 from griffinlm.checkpoint import Checkpoint, open_checkpoint, write_checkpoint
 from griffinlm.checkpoint.errors import describe
@@ -31,17 +28,16 @@ from griffinlm.progress import progress
 from griffinlm.quantization import recipe_of
 from griffinlm.quantization.recipe import GATES
 from griffinlm.text import Tokenizer
-from griffinlm.train.config import rows_on_each
+from griffinlm.train.checkpoints import Checkpoints
 from griffinlm.train.data.conversations import Example, read_conversations
 from griffinlm.train.errors import TrainError
-from griffinlm.train.optimizer import build_optimizer
 from griffinlm.train.quantization_aware import leave_on_grid, put_on_grid
-from griffinlm.train.schedule import share_of_largest
+from griffinlm.train.sharding import rank
 from griffinlm.train.state_tuning import TUNED_STATE, TunedState, tune_state, write_tuned_state
-from griffinlm.train.trainer import LOG_FILE, Log, leave_standard_output, tensorboard
-from griffinlm.train.tuning_config import TuningConfig
+from griffinlm.train.tuning_config import FLOATS, TuningConfig
+from griffinlm.train.tuning_trainer import CHECKPOINTS, TuningTrainer, tuning_arguments
 
-MODEL, ADAPTER, STATE, CHECKPOINTS = "model", "adapter", "state.safetensors", "checkpoints"
+MODEL, ADAPTER, STATE = "model", "adapter", "state.safetensors"
 """In a run's output directory."""
 
 
@@ -73,20 +69,21 @@ def tune(config: TuningConfig, report: Callable[[DocumentError], None] | None = 
     Under torchrun every process calls it; each reads its share of a step's rows.
 
     The output directory gets `log.jsonl`, `tensorboard/`, `checkpoints/` where the run asks for them, and at the end
-    `model/`, `adapter/` or `state.safetensors`. A run goes on from its last checkpoint.
+    `model/`, `adapter/` or `state.safetensors`. A run goes on from its last complete checkpoint.
 
     Args:
         report: called with every bad row that is skipped.
 
     Raises:
-        GriffinError: data, tokenizer or model cannot be used, the output is taken or cannot be written, or the loss is
-            no number any more.
+        GriffinError: data, tokenizer or model cannot be used, the output is taken, was made by another run or cannot
+            be written, or the loss is no number any more.
     """
     result = config.output / (MODEL if config.trains_weights else STATE if config.state else ADAPTER)
     if config.state is None:
         require_free(result)
     elif result.exists():
         raise TrainError(f"{result} is there already")
+    arguments = tuning_arguments(config)
     checkpoint = open_checkpoint(find_model(config.model))
     if checkpoint.tokenizer_directory is None:
         raise TrainError(f"{checkpoint.path} has no tokenizer, so it takes no conversations")
@@ -96,14 +93,17 @@ def tune(config: TuningConfig, report: Callable[[DocumentError], None] | None = 
         raise TrainError(f"the tokenizer has {tokenizer.vocab_size} tokens; the model's vocabulary has {size}")
     conversations = read_examples(config, tokenizer, report)
     if not conversations.train:
-        raise TrainError(f"all {len(conversations.held_out)} conversations are held out or say nothing in a row's room")
-    trainer = build_trainer(config, checkpoint, tokenizer, conversations)
-    try:
-        trainer.train(resume_from_checkpoint=_last_checkpoint(config.output / CHECKPOINTS))
-    except (OSError, SafetensorError) as error:
-        raise TrainError(f"cannot write or read {config.output}: {describe(error)}") from error
-    if conversations.held_out:
-        trainer.evaluate()
+        raise TrainError(
+            f"no conversation is left to learn from: {len(conversations.held_out)} are held out, in "
+            f"{conversations.num_left_out} the assistant says nothing within data.row_tokens ({config.data.row_tokens})"
+        )
+    with _as_train_error(config.output):
+        trainer = build_trainer(config, arguments, checkpoint, tokenizer, conversations)
+        last = trainer.last_checkpoint()
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        if trainer.is_world_process_zero():
+            _write(config, checkpoint, trainer.model, result)
+    trainer.accelerator.wait_for_everyone()
     figures = {name: value for entry in trainer.state.log_history for name, value in entry.items()}
     counts = {
         "num_conversations": len(conversations.train),
@@ -111,9 +111,6 @@ def tune(config: TuningConfig, report: Callable[[DocumentError], None] | None = 
         "num_cut": conversations.num_cut,
         "num_left_out": conversations.num_left_out,
     }
-    if trainer.is_world_process_zero():
-        _write(config, checkpoint, trainer.model, result)
-    trainer.accelerator.wait_for_everyone()
     return TuningOutcome(result, trainer.state.global_step, {**figures, **counts})
 
 
@@ -124,7 +121,7 @@ def read_examples(
     data, found = config.data, Conversations()
 
     def tell(error: DocumentError) -> None:
-        if report is not None:
+        if report is not None and rank() == 0:
             report(error)
 
     rules = RowRules(
@@ -133,7 +130,11 @@ def read_examples(
         on_bad_row=tell if data.bad_rows == "skip" else None,
     )
     for name, source in config.sources.items():
-        pairs = (pair for file in source.files for pair in read_conversations(file, source, tokenizer, rules))
+        pairs = (
+            pair
+            for file in source.files
+            for pair in read_conversations(file, source, tokenizer, rules, data.row_tokens)
+        )
         for number, (digest, example) in enumerate(progress(pairs, f"reading {name}"), start=1):
             found.num_cut += len(example.tokens) > data.row_tokens
             example = example.cut_to(data.row_tokens)
@@ -149,8 +150,12 @@ def read_examples(
 
 
 def build_trainer(
-    config: TuningConfig, checkpoint: Checkpoint, tokenizer: Tokenizer, conversations: Conversations
-) -> "TuningTrainer":
+    config: TuningConfig,
+    arguments: SFTConfig,
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    conversations: Conversations,
+) -> TuningTrainer:
     """TRL's trainer of a run, its model ready to be trained.
 
     Raises:
@@ -159,7 +164,6 @@ def build_trainer(
     if not sys.stderr.isatty():
         disable_progress_bars()
         transformers_logging.disable_progress_bar()
-    arguments = tuning_arguments(config)
     if arguments.n_gpu > 1:
         raise TrainError(
             f"one process sees {arguments.n_gpu} GPUs; it trains on one", hint="torchrun, or CUDA_VISIBLE_DEVICES=0"
@@ -167,6 +171,7 @@ def build_trainer(
     model = _prepared(config, checkpoint, tokenizer)
     directory = checkpoint.tokenizer_directory
     assert directory is not None
+    saving = config.checkpoints
     return TuningTrainer(
         config,
         model,
@@ -174,7 +179,29 @@ def build_trainer(
         _dataset(conversations.train),
         _dataset(conversations.held_out) if conversations.held_out else None,
         _tokenizer_for_trl(directory),
+        Checkpoints(config.output / CHECKPOINTS, 1 if saving is None else saving.num_kept),
+        {"run": _facts(config, checkpoint, tokenizer, conversations.train)},
     )
+
+
+def _facts(
+    config: TuningConfig, checkpoint: Checkpoint, tokenizer: Tokenizer, examples: list[Example]
+) -> dict[str, Any]:
+    """What decides the numbers of a run, as JSON values; how it is cut over devices does not."""
+    said = hashlib.sha256()
+    for example in examples:
+        said.update(np.array([*example.tokens, *example.labels], np.int64).tobytes())
+    values = asdict(config)
+    deciding = ("batch_rows", "optimizer", "schedule", "epochs", "steps", "lora", "prompt", "quantization_aware")
+    return {
+        "weights": checkpoint.digest(),
+        "tokenizer": tokenizer.digest,
+        "conversations": said.hexdigest(),
+        "row_tokens": config.data.row_tokens,
+        "packing": config.is_packed,
+        "state": config.state is not None,
+        **{name: values[name] for name in (*deciding, "precision", "seed")},
+    }
 
 
 def _tokenizer_for_trl(directory: Path) -> Any:
@@ -183,90 +210,6 @@ def _tokenizer_for_trl(directory: Path) -> Any:
         return AutoTokenizer.from_pretrained(directory)
     except (OSError, ValueError, ImportError) as error:
         raise TrainError(f"transformers cannot read the tokenizer of {directory}: {describe(error)}") from error
-
-
-def tuning_arguments(config: TuningConfig) -> SFTConfig:
-    """The run as TRL's SFTConfig; conversations are rendered and cut into tokens before it sees them."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise TrainError("device is cuda; torch finds none here")
-    use_cpu = config.device == "cpu" or not torch.cuda.is_available()
-    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
-    rows_at_once = rows_on_each(config.batch_rows, config.rows_per_device, num_processes)
-    saving = config.checkpoints
-    return SFTConfig(
-        output_dir=str(config.output / CHECKPOINTS),
-        max_length=config.data.row_tokens,
-        packing=config.is_packed,
-        num_train_epochs=config.epochs,
-        max_steps=-1 if config.steps is None else config.steps,
-        per_device_train_batch_size=rows_at_once,
-        per_device_eval_batch_size=rows_at_once,
-        gradient_accumulation_steps=config.batch_rows // (rows_at_once * num_processes),
-        learning_rate=config.optimizer.learning_rate,
-        max_grad_norm=config.optimizer.clip_norm,
-        activation_checkpointing=config.gradient_checkpointing,
-        bf16=config.precision == "bfloat16",
-        use_cpu=use_cpu,
-        ddp_backend="gloo" if use_cpu and num_processes > 1 else None,
-        ddp_find_unused_parameters=False,
-        dataloader_pin_memory=not use_cpu,
-        seed=config.seed,
-        logging_steps=config.log_every_steps,
-        logging_nan_inf_filter=False,
-        save_strategy="no" if saving is None else "steps",
-        save_steps=500 if saving is None else saving.every_steps,
-        save_total_limit=None if saving is None else saving.num_kept,
-        report_to="none",
-        disable_tqdm=not sys.stderr.isatty(),
-    )
-
-
-class TuningTrainer(SFTTrainer):
-    """TRL's trainer with this package's optimizer and log."""
-
-    def __init__(
-        self,
-        config: TuningConfig,
-        model: Any,
-        args: SFTConfig,
-        train: Dataset,
-        held_out: Dataset | None,
-        tokenizer: Any,
-    ) -> None:
-        self._config = config
-        config.output.mkdir(parents=True, exist_ok=True)
-        super().__init__(
-            model,
-            args,
-            train_dataset=train,
-            eval_dataset=held_out,
-            processing_class=tokenizer,
-            callbacks=[Log(config.output / LOG_FILE), tensorboard(config.output)],
-        )
-        leave_standard_output(self)
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        if self.optimizer is None:
-            assert self.model is not None
-            named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
-            self.optimizer = build_optimizer(named, self._config.optimizer)
-        return self.optimizer
-
-    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
-        if self.lr_scheduler is None:
-            self.lr_scheduler = LambdaLR(
-                optimizer or self.create_optimizer(),
-                lambda step: share_of_largest(self._config.schedule, num_training_steps, num_training_steps, step),
-            )
-        return self.lr_scheduler
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        loss = logs.get("loss", 0.0)
-        if not math.isfinite(loss):
-            raise TrainError(
-                f"the loss is {loss} at step {self.state.global_step}", hint="lower optimizer.learning_rate"
-            )
-        super().log(logs, start_time)
 
 
 def _prepared(config: TuningConfig, checkpoint: Checkpoint, tokenizer: Tokenizer) -> Any:
@@ -309,19 +252,20 @@ def _dataset(examples: list[Example]) -> Dataset:
     )
 
 
-def _last_checkpoint(directory: Path) -> str | None:
-    """The newest checkpoint that was written to its end: the trainer's state is its last file."""
-    found = {
-        int(p.parent.name.partition("-")[2]): p.parent for p in directory.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")
-    }
-    return str(found[max(found)]) if found else None
+@contextlib.contextmanager
+def _as_train_error(output: Path) -> Iterator[None]:
+    """Turns what the libraries raise where a file of the run cannot be written or read into a TrainError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise TrainError(f"cannot write or read {output}: {describe(error)}") from error
 
 
 def _write(config: TuningConfig, checkpoint: Checkpoint, model: Any, result: Path) -> None:
     if config.state is not None:
         tuned = getattr(model, TUNED_STATE)
         assert isinstance(tuned, TunedState)
-        engine = "torch" if config.state.weights in (None, "float32", "bfloat16") else "onnx"
+        engine = "torch" if config.state.weights in (None, *FLOATS) else "onnx"
         served = load(checkpoint.path, engine=engine, weights=config.state.weights)
         write_tuned_state(served, tuned.arrays(), result)
         return

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from griffinlm.config import ModelConfig
 from griffinlm.model import Griffin
+from griffinlm.model.recursion import tie
 from griffinlm.model.state import to_array, to_tensor
 from griffinlm.train.objective import Objective
 
@@ -26,8 +27,9 @@ def build_objective(
     """A model with float32 parameters on its device, sharded where there are several processes.
 
     Every block is a unit of FSDP2. The embedding, which is the head too, and the final norm are one unit together, the
-    outermost, which stays whole from the forward pass through the backward pass. Parameters are made and filled one by
-    one, so that no process ever holds the whole model.
+    outermost, which stays whole from the forward pass through the backward pass. Layers that share parameters belong to
+    it, because two units cannot share one. Parameters are made and filled one by one, so that no process ever holds the
+    whole model.
 
     Args:
         tensors: every parameter by its name, the same in all processes.
@@ -38,11 +40,12 @@ def build_objective(
     if world_size() > 1:
         mesh = init_device_mesh(device.type, (world_size(),))
         policy = MixedPrecisionPolicy(param_dtype=getattr(torch, precision), reduce_dtype=torch.float32)
-        for block in objective.griffin.layers:
+        for block in objective.griffin.layers if config.recursion is None else ():
             fully_shard(block, mesh=mesh, mp_policy=policy)
         fully_shard(objective, mesh=mesh, mp_policy=policy)
         objective.is_distributed_loading_by_transformers = True
     objective.to_empty(device=device)
+    tie(objective.griffin, config)
     named = dict(objective.griffin.named_parameters())
     with torch.no_grad():
         for name, values in tensors:

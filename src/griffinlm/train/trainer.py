@@ -1,21 +1,28 @@
-"""The Trainer of a pretraining run: what transformers' own leaves to others is said here, and nothing else."""
+"""The Trainer of a run: what transformers' own leaves to others is said here, and nothing else."""
 
 import contextlib
 import json
 import math
 import os
+import socket
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
+from griffinlm.checkpoint.errors import describe
 from griffinlm.train.checkpoints import Checkpoints
 from griffinlm.train.config import PretrainConfig
 from griffinlm.train.data.mixture import TrainingRows
@@ -25,7 +32,10 @@ from griffinlm.train.objective import Objective
 from griffinlm.train.optimizer import build_optimizer
 from griffinlm.train.schedule import learning_rate_factor
 
-LOG_FILE = "log.jsonl"
+LOG_FILE, TENSORBOARD = "log.jsonl", "tensorboard"
+"""In a run's output directory."""
+EVENT_VERSION = "brain.Event:2"
+"""What the first event of a file says of its form."""
 
 
 def training_arguments(config: PretrainConfig, num_processes: int) -> TrainingArguments:
@@ -64,8 +74,61 @@ def training_arguments(config: PretrainConfig, num_processes: int) -> TrainingAr
     )
 
 
-class PretrainTrainer(Trainer):
-    """transformers' Trainer with rows in a fixed order, checkpoints of our own, and bits per byte.
+class RunTrainer(Trainer):
+    """transformers' Trainer with checkpoints of our own, which ends where its numbers are none any more."""
+
+    _checkpoints: Checkpoints
+    _facts: dict[str, Any]
+    """JSON values that every checkpoint's manifest keeps."""
+    _adamw: torch.optim.Optimizer
+    _norm: Any = 0.0
+
+    @property
+    def _trained(self) -> nn.Module:
+        """The module whose parameters a checkpoint holds."""
+        assert self.model is not None
+        return self.model
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        self._require_finite("loss", logs.get("loss", 0.0))
+        self._require_finite("norm of the gradient", logs.get("grad_norm", 0.0))
+        super().log(logs, start_time)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._require_finite("loss", self._tr_loss.item())
+        # A finite loss can have a gradient that has just made the weights NaN.
+        self._require_finite("norm of the gradient", float(self._norm))
+        self._checkpoints.save(self.state.global_step, self._trained, self._adamw, self._facts, self._write_rest)
+
+    def _write_rest(self, directory: Path) -> None:
+        self._save_rng_state(str(directory))
+        if self.is_world_process_zero():
+            self.state.save_to_json(str(directory / TRAINER_STATE_NAME))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Weights come with the optimizer's state, once that exists."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            self._checkpoints.load(Path(checkpoint), self._trained, self._adamw)
+            assert self.lr_scheduler is not None
+            self.lr_scheduler.last_epoch = self.state.global_step
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        norm = super()._clip_grad_norm(model)
+        self._norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return self._norm
+
+    def _require_finite(self, name: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise TrainError(
+                f"the {name} is {value} at step {self.state.global_step}",
+                hint="lower optimizer.learning_rate, or raise schedule.warm_up_steps",
+            )
+
+
+class PretrainTrainer(RunTrainer):
+    """Rows in a fixed order, and bits per byte.
 
     Parameters are sharded before they come here, so that one code runs on CPUs and GPUs; the Trainer sees a model that
     owns its placement.
@@ -89,12 +152,11 @@ class PretrainTrainer(Trainer):
             args,
             train_dataset=rows,  # pyright: ignore[reportArgumentType]  (a sequence is all that is asked for)
             optimizers=(optimizer, scheduler),
-            callbacks=[_Rhythm(config), Log(config.output / LOG_FILE), tensorboard(config.output)],
+            callbacks=[_Rhythm(config), Log(config.output / LOG_FILE), TensorBoard(config.output / TENSORBOARD)],
         )
         leave_standard_output(self)
-        self._objective, self._adamw, self._schedule = objective, optimizer, scheduler
+        self._objective, self._adamw = objective, optimizer
         self._config, self._held_out, self._checkpoints, self._facts = config, held_out, checkpoints, facts
-        self._norm: Any = 0.0
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Bits per byte of every source's held-out rows."""
@@ -108,41 +170,7 @@ class PretrainTrainer(Trainer):
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        self._require_finite("loss", logs.get("loss", 0.0))
-        self._require_finite("norm of the gradient", logs.get("grad_norm", 0.0))
         super().log({**logs, "tokens": self.state.global_step * self._config.step_tokens}, start_time)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        self._require_finite("loss", self._tr_loss.item())
-        # A finite loss can have a gradient that has just made the weights NaN.
-        self._require_finite("norm of the gradient", float(self._norm))
-        self._checkpoints.save(
-            self.state.global_step,
-            self._objective,
-            self._adamw,
-            self._facts,
-            lambda directory: self.state.save_to_json(str(directory / TRAINER_STATE_NAME)),
-        )
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Weights come with the optimizer's state, once that exists."""
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            self._checkpoints.load(Path(checkpoint), self._objective, self._adamw)
-            self._schedule.last_epoch = self.state.global_step
-
-    def _clip_grad_norm(self, model: Any) -> Any:
-        norm = super()._clip_grad_norm(model)
-        self._norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        return self._norm
-
-    def _require_finite(self, name: str, value: float) -> None:
-        if not math.isfinite(value):
-            raise TrainError(
-                f"the {name} is {value} at step {self.state.global_step}",
-                hint="lower optimizer.learning_rate, or raise schedule.warm_up_steps",
-            )
 
     @contextlib.contextmanager
     def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
@@ -190,18 +218,59 @@ class Log(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            self._path.write_text("".join(f"{json.dumps(entry)}\n" for entry in state.log_history), encoding="utf-8")
+            with _as_train_error(self._path):
+                lines = "".join(f"{json.dumps(entry)}\n" for entry in state.log_history)
+                self._path.write_text(lines, encoding="utf-8")
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            with open(self._path, "a", encoding="utf-8") as file:
+            with _as_train_error(self._path), open(self._path, "a", encoding="utf-8") as file:
                 print(json.dumps(state.log_history[-1]), file=file)
 
 
-def tensorboard(output: Path) -> TrainerCallback:
-    """The same figures for TensorBoard, in the folder `tensorboard`."""
-    from torch.utils.tensorboard import SummaryWriter
-    from transformers.integrations.integration_utils import TensorBoardCallback
+class TensorBoard(TrainerCallback):
+    """The same figures for TensorBoard, in a folder.
 
-    is_first = int(os.environ.get("RANK", "0")) == 0
-    return TensorBoardCallback(SummaryWriter(str(output / "tensorboard")) if is_first else None)
+    TensorBoard's own writer is a thread, which would print where it fails and let the run go on.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file: IO[bytes] | None = None
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            entry = state.log_history[-1]
+            values = [
+                Summary.Value(tag=_tag(name), simple_value=value) for name, value in entry.items() if name != "step"
+            ]
+            with _as_train_error(self._folder):
+                if self._file is None:
+                    self._folder.mkdir(parents=True, exist_ok=True)
+                    name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+                    self._file = open(self._folder / name, "wb")  # noqa: SIM115  (it stays open for the run)
+                    self._write(Event(wall_time=time.time(), file_version=EVENT_VERSION))
+                self._write(Event(wall_time=time.time(), step=state.global_step, summary=Summary(value=values)))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _write(self, event: Event) -> None:
+        writer = RecordWriter(self._file)
+        writer.write(event.SerializeToString())
+        writer.flush()
+
+
+def _tag(name: str) -> str:
+    """Training and evaluation as groups, as transformers has them."""
+    return f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
+
+
+@contextlib.contextmanager
+def _as_train_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise TrainError(f"cannot write {path}: {describe(error)}") from error

@@ -1,14 +1,20 @@
 """TuningConfig: everything that decides an instruction tuning run, read from one TOML file."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from griffinlm.train.config import CheckpointConfig, Count, OptimizerConfig, ScheduleConfig
+from griffinlm.quantization import RECIPES, QuantizationError, recipe_of
+from griffinlm.quantization.formats import OFFERED_NAMES
+from griffinlm.train.config import CheckpointConfig, Count, OptimizerConfig, ScheduleConfig, require_schedule
 from griffinlm.train.data.conversations import RowFields
 from griffinlm.train.errors import TrainError
-from griffinlm.train.table import Range, read_table, read_toml
+from griffinlm.train.table import Range, read_table, read_toml, shown
+
+FLOATS = ("float32", "bfloat16")
+"""Weights that a state can be written for besides the integer formats; the torch engine runs them."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,7 @@ class LoraTable:
     rank: Annotated[int, Range(1, 4096)] = 16
     alpha: Annotated[float, Range(1e-6, 1e6)] = 32.0
     dropout: Annotated[float, Range(0.0, 0.99)] = 0.0
+    """Of what a linear's term is computed from; terms of gates have none."""
     gates: bool = False
     """Terms of the RG-LRU's gates too."""
 
@@ -87,8 +94,8 @@ class TuningConfig:
     optimizer: TuningOptimizerConfig
     data: TuningDataConfig = field(default_factory=TuningDataConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    epochs: Annotated[float, Range(1e-6, 1e6)] = 1.0
-    """Passes over the data."""
+    epochs: Annotated[float, Range(1e-6, 1e6)] | None = None
+    """Passes over the data; 1 where neither these nor steps are given."""
     steps: Count | None = None
     """Optimizer steps, instead of epochs."""
     lora: LoraTable | None = None
@@ -140,6 +147,17 @@ def read_tuning_config(path: Path, changes: Sequence[str] = ()) -> TuningConfig:
     )
 
 
+def _require_weights(name: str, weights: str | None, floats: Sequence[str]) -> None:
+    """Refuses a name that is neither an integer format's or recipe's nor one of `floats`."""
+    if weights is None or weights in floats:
+        return
+    with contextlib.suppress(QuantizationError):
+        if recipe_of(weights).default.is_quantized:
+            return
+    allowed = [*floats, *RECIPES, *(name for name in OFFERED_NAMES if name != "float32")]
+    raise TrainError(f"{name} is {shown(weights)}; allowed are {', '.join(allowed)}")
+
+
 def _checked(config: TuningConfig) -> TuningConfig:
     """What no single entry can say."""
     tables = [name for name in ("lora", "prompt", "state") if getattr(config, name) is not None]
@@ -149,6 +167,14 @@ def _checked(config: TuningConfig) -> TuningConfig:
         raise TrainError(f"quantization_aware is given with {tables[0]}; it trains all weights")
     if config.data.packing and (config.prompt or config.state):
         raise TrainError(f"data.packing is true; a tuned {tables[0]} begins a row, which can hold one conversation")
+    if config.lora is not None and config.lora.gates and config.lora.dropout:
+        raise TrainError("lora.gates is true with a lora.dropout; PEFT has none for parameters that are no linear's")
+    if config.epochs is not None and config.steps is not None:
+        raise TrainError("epochs and steps are given; a run ends after one of them")
+    require_schedule(config.schedule, config.steps)
+    _require_weights("quantization_aware", config.quantization_aware, ())
+    if config.state is not None:
+        _require_weights("state.weights", config.state.weights, FLOATS)
     if config.rows_per_device is not None and config.batch_rows % config.rows_per_device:
         raise TrainError(
             f"batch_rows is {config.batch_rows}; it must be a multiple of rows_per_device ({config.rows_per_device})"

@@ -260,6 +260,41 @@ def test_a_record_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
         assert len(os.listdir(tmp_path / "s" / "records")) == 1
 
 
+def test_a_deletion_is_done_also_where_the_disk_has_no_room_to_empty_the_log(tmp_path, monkeypatch):
+    run, is_full = index.Index._run, True
+
+    def run_on_a_full_disk(self, statement, *values):
+        if is_full and "wal_checkpoint" in statement:
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise self._refusal(error)
+        return run(self, statement, *values)
+
+    with open_store(tmp_path / "s") as store:
+        ids = [turn[0] for turn in chain(store, 3)]
+        monkeypatch.setattr(index.Index, "_run", run_on_a_full_disk)
+        store.delete("a", ids[2])
+        assert store.ids("a") == ids[:2]
+        assert len(os.listdir(tmp_path / "s" / "records")) == 2
+        assert (tmp_path / "s" / "index.sqlite-wal").stat().st_size > 0
+        is_full = False
+        assert store.delete_all("a") == 2
+        assert (tmp_path / "s" / "index.sqlite-wal").stat().st_size == 0
+
+
+@pytest.mark.parametrize(("num_new", "is_on_nothing"), [(1, False), (5, False), (6, True), (7, True), (20, True)])
+def test_a_record_of_a_mostly_new_window_stands_on_nothing(tmp_path, num_new, is_on_nothing):
+    with open_store(tmp_path / "s") as store:
+        before = after(empty(GRIFFIN), 7, 0)
+        first = store.put("a", [5] * 7, before)
+        now = after(before, num_new, 1)
+        second = store.put("a", [5] * (7 + num_new), now, first)
+        with sqlite3.connect(tmp_path / "s" / "index.sqlite") as database:
+            links = [row[0] for row in database.execute("SELECT num_links FROM states ORDER BY node")]
+        assert links == [0, 0 if is_on_nothing else 1]
+        assert is_same(store.get("a", second).arrays, now)
+
+
 def test_threads_share_a_store():
     with StateStore(GRIFFIN, None, memory_bytes=1 << 24) as store, ThreadPoolExecutor(8) as pool:
         for turns in list(pool.map(lambda _: chain(store, 10), range(8))):

@@ -2,7 +2,7 @@
 
 from griffinlm.generation.store.content import StoredState
 from griffinlm.generation.store.errors import DamagedStateError, SignatureError, StateNotFoundError, StoreError
-from griffinlm.generation.store.store import FoundPrefix, StateStore, StoreCounts
+from griffinlm.generation.store.store import FoundPrefix, StateStore, StoreCounts, checked_name
 
 __all__ = [
     "DamagedStateError",
@@ -13,4 +13,5 @@ __all__ = [
     "StoreCounts",
     "StoreError",
     "StoredState",
+    "checked_name",
 ]

@@ -18,6 +18,8 @@ from griffinlm.state import ARRAY_TYPES, ArraySpec, StateError, StateOwner
 TOKENS, CAPACITY, SLOTS = "tokens", "capacity", "slots."
 """Names beside those of the state's arrays: new tokens, room of global attention, changed slots by number of slots."""
 
+MOST_NEW_SHARE = 0.75
+
 Record = Mapping[str, np.ndarray]
 
 
@@ -39,6 +41,17 @@ def encode(model: StateOwner, state: StoredState, base: StoredState | None) -> b
         part = np.ascontiguousarray(array[:, slots[array.shape[1]]] if is_ring(name) else array)
         record[name] = part.view(_stored_type(part.dtype))
     return safetensors.numpy.save(record)
+
+
+def is_mostly_new(state: StoredState, base: StoredState) -> bool:
+    """Whether more than `MOST_NEW_SHARE` of the slots that rings hold were written since the base.
+
+    A record against nothing is then hardly larger, and no other has to be read for it.
+    """
+    num_slots = max((array.shape[1] for name, array in state.arrays.items() if is_ring(name)), default=0)
+    num_tokens = len(state.token_ids)
+    num_new = min(num_tokens - len(base.token_ids), num_slots)
+    return num_new > MOST_NEW_SHARE * min(num_tokens, num_slots)
 
 
 def decode(content: bytes) -> Record:

@@ -15,6 +15,10 @@ class DamagedStateError(StoreError):
     """A kept state does not match its checksum. It is out of the store when this is raised."""
 
 
+class NoRoomError(StoreError):
+    """The disk is full."""
+
+
 class SignatureError(StoreError):
     """Exported states that were changed, cut, made with another key, or belong to another model."""
 

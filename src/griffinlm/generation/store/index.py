@@ -8,11 +8,11 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from griffinlm.generation.store.errors import StoreError
+from griffinlm.generation.store.errors import NoRoomError, StoreError
 
 BUSY_TIMEOUT_SECONDS = 60.0
 RETRY_SECONDS = 0.005
@@ -158,7 +158,14 @@ class Index:
                 self._database.rollback()
 
     def empty_log(self) -> None:
-        """Writes the log into the database and cuts it to nothing: what was deleted is in neither."""
+        """Writes the log into the database and cuts it to nothing: what was deleted is in neither.
+
+        On a full disk it keeps hashes and names of what was deleted until the next deletion.
+        """
+        with suppress(NoRoomError):
+            self._empty_log()
+
+    def _empty_log(self) -> None:
         deadline = time.monotonic() + BUSY_TIMEOUT_SECONDS
         # SQLite waits for readers and writers by itself, but not for another process that empties the log.
         while self._run("PRAGMA wal_checkpoint(TRUNCATE)")[0][0]:
@@ -330,6 +337,8 @@ class Index:
             return StoreError(
                 f"state store {self._where} is busy: others held it for {BUSY_TIMEOUT_SECONDS:.0f} seconds"
             )
+        if code == sqlite3.SQLITE_FULL:
+            return NoRoomError(f"the index of state store {self._where} cannot be written: the disk is full")
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             return self._damaged(str(error))
         return StoreError(f"the index of state store {self._where} cannot be used: {_one_line(str(error))}")

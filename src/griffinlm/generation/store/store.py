@@ -227,7 +227,7 @@ class StateStore:
             node = self._index.node(scope, state_id)
             if node is None:
                 raise StateNotFoundError(f"there is no state {shown(state_id)}")
-            self._index.set_name(scope, _checked_name("name", name), node.node)
+            self._index.set_name(scope, checked_name("name", name), node.node)
 
     @_alone
     def named(self, tenant: str, name: str) -> str:
@@ -256,7 +256,7 @@ class StateStore:
             StateNotFoundError: the tenant has no such state.
             StoreError: another shared state has the name.
         """
-        _checked_name("name", name)
+        checked_name("name", name)
         state, scope = self._tiers.load(self._found(tenant, state_id)), self._scope(None)
         shared_id = content_id(scope, state)
         if self._index.named(scope, name) not in (None, shared_id):
@@ -320,7 +320,7 @@ class StateStore:
 
     def _owner(self, tenant: str | None) -> bytes:
         if tenant is not None:
-            _checked_name("tenant", tenant)
+            checked_name("tenant", tenant)
         return hashlib.sha256(json.dumps(tenant).encode()).digest()
 
     def _scope(self, tenant: str | None) -> bytes:
@@ -337,7 +337,7 @@ class StateStore:
         raise StateNotFoundError(f"there is no state {shown(state_id)}")
 
     def _named(self, scope: bytes, name: str) -> str:
-        state_id = self._index.named(scope, _checked_name("name", name))
+        state_id = self._index.named(scope, checked_name("name", name))
         if state_id is None:
             raise StateNotFoundError(f"no state is called {shown(name)}")
         return state_id
@@ -352,7 +352,8 @@ class StateStore:
         return None
 
 
-def _checked_name(what: str, name: str) -> str:
+def checked_name(what: str, name: str) -> str:
+    """A name or tenant as it is; StoreError, beginning with `what`, where none can be called so."""
     if not isinstance(name, str) or not name or len(name) > LONGEST_NAME or not name.isprintable():
         raise StoreError(f"{what} {shown(name)} cannot be; it must be 1 to {LONGEST_NAME} printable characters")
     return name

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from griffinlm.generation.store.content import StoredState, content_id
-from griffinlm.generation.store.delta import decode, encode, materialise
+from griffinlm.generation.store.delta import decode, encode, is_mostly_new, materialise
 from griffinlm.generation.store.disk import DiskRecords, MemoryRecords
 from griffinlm.generation.store.errors import DamagedStateError, StateNotFoundError, StoreError, shown
 from griffinlm.generation.store.index import Index, NewState, Node
@@ -126,7 +126,8 @@ class Tiers:
             if not np.array_equal(before.token_ids, state.token_ids[:known]):
                 raise StoreError(f"the tokens do not begin with the {known} tokens of parent {shown(base and base.id)}")
             is_grown = any(before.arrays[name].shape != array.shape for name, array in state.arrays.items())
-            if is_grown or (base is not None and base.num_links + 1 >= LONGEST_CHAIN):
+            is_long = base is not None and base.num_links + 1 >= LONGEST_CHAIN
+            if is_grown or is_long or is_mostly_new(state, before):
                 base = before = None
         content = encode(self._model, state, before)
         hashes = PrefixHashes(scope, state.token_ids)

@@ -1,6 +1,5 @@
-"""The RG-LRU on a CPU: two levels of chunks, about 2 sqrt(T) vector operations instead of T, and its own backward."""
+"""The RG-LRU on a CPU: blocks that stay in the cache, in each about 2 sqrt(n) vector operations for n tokens."""
 
-import math
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from griffinlm.config import RG_LRU_EXPONENT
 from griffinlm.kernels.linear_scan.reference import SQRT_GRADIENT_FLOOR
+from griffinlm.kernels.token_blocks import is_blocked, token_blocks
 
 
 def linear_scan(decay: Tensor, inputs: Tensor, initial: Tensor) -> Tensor:
@@ -19,7 +19,7 @@ def linear_scan(decay: Tensor, inputs: Tensor, initial: Tensor) -> Tensor:
     result is that of the loop up to rounding for any decay in [0, 1].
 
     Args:
-        decay, inputs: [B, T, L] of one type.
+        decay, inputs: [B, T, L] of one type, contiguous; both are used up.
         initial: [B, L] of the same type.
 
     Returns:
@@ -28,33 +28,40 @@ def linear_scan(decay: Tensor, inputs: Tensor, initial: Tensor) -> Tensor:
     num_rows, num_tokens, width = inputs.shape
     if num_tokens == 1:
         return torch.addcmul(inputs, decay, initial[:, None])
-    chunk = math.isqrt(num_tokens - 1) + 1
+    # A power of two, which divides the blocks that are one.
+    chunk = 1 << (num_tokens - 1).bit_length() + 1 >> 1
     num_chunks = -(-num_tokens // chunk)
     missing = num_chunks * chunk - num_tokens
     if missing:
         decay = torch.nn.functional.pad(decay, (0, 0, 0, missing))
         inputs = torch.nn.functional.pad(inputs, (0, 0, 0, missing))
-    decay = decay.reshape(num_rows, num_chunks, chunk, width)
-    inputs = inputs.reshape(num_rows, num_chunks, chunk, width)
-    h, product = torch.empty_like(inputs), torch.empty_like(inputs)
-    h[:, :, 0], product[:, :, 0] = inputs[:, :, 0], decay[:, :, 0]
+    decay = decay.view(num_rows, num_chunks, chunk, width)
+    h = inputs.view(num_rows, num_chunks, chunk, width)
+    # In place: h over the inputs, and the products of a chunk's decays over these.
+    values, products = h.unbind(2), decay.unbind(2)
     for t in range(1, chunk):
-        torch.addcmul(inputs[:, :, t], decay[:, :, t], h[:, :, t - 1], out=h[:, :, t])
-        torch.mul(decay[:, :, t], product[:, :, t - 1], out=product[:, :, t])
+        values[t].addcmul_(products[t], values[t - 1])
+        products[t].mul_(products[t - 1])
     carry = initial
-    for c in range(num_chunks):
-        h[:, c].addcmul_(product[:, c], carry[:, None])
-        carry = h[:, c, -1]
-    return h.reshape(num_rows, num_chunks * chunk, width)[:, :num_tokens]
+    for values, product in zip(h.unbind(1), decay.unbind(1), strict=True):
+        values.addcmul_(product, carry[:, None])
+        carry = values[:, -1]
+    return h.view(num_rows, num_chunks * chunk, width)[:, :num_tokens]
 
 
-def _coefficients(recurrence_gate: Tensor, softplus_a: Tensor, starts: Tensor, padding: Tensor | None):
-    """sigmoid of the gate, effective decay, 1 - a^2 before resets, and the input's scale, all [B, T, L]."""
+def _coefficients(recurrence_gate: Tensor, softplus_a: Tensor, reset: Tensor, padding: Tensor | None):
+    """sigmoid of the gate, effective decay, 1 - a^2 before resets, and the input's scale, all [B, n, L]."""
     gate = torch.sigmoid(recurrence_gate.to(softplus_a.dtype))
     log_a = gate * (-RG_LRU_EXPONENT * softplus_a)
-    variance = torch.expm1(2.0 * log_a).neg_()
-    scale = variance.sqrt().masked_fill_(starts, 1.0)
-    decay = log_a.exp_().masked_fill_(starts, 0.0)
+    # 1 - a^2 = -tanh(log a) (1 + a^2) keeps the digits of a decay next to 1, as expm1 does in three times the time.
+    variance = torch.tanh(log_a).neg_()
+    decay = log_a.exp_()
+    variance.addcmul_(variance * decay, decay)
+    scale = variance.sqrt()
+    # On a CPU looking costs less than filling; a GPU would have to wait.
+    if not is_blocked(reset) or reset.any():
+        decay.masked_fill_(reset[..., None], 0.0)
+        scale.masked_fill_(reset[..., None], 1.0)
     if padding is not None:
         decay.masked_fill_(padding, 1.0)
         scale.masked_fill_(padding, 0.0)
@@ -67,13 +74,17 @@ class _RgLru(torch.autograd.Function):
         accumulate = torch.promote_types(x.dtype, torch.float32)
         padding = None if lengths is None else _padding(lengths, x.shape[1])
         softplus_a = torch.nn.functional.softplus(a_param.to(accumulate))
-        _, decay, _, scale = _coefficients(recurrence_gate, softplus_a, reset[..., None], padding)
-        inputs = scale.mul_(torch.sigmoid(input_gate.to(accumulate))).mul_(x)
-        h = linear_scan(decay, inputs, initial.to(accumulate))
+        h = torch.empty(x.shape, dtype=accumulate, device=x.device)
+        carry = initial.to(accumulate)
+        for block in token_blocks(x, 1):
+            hidden = None if padding is None else padding[:, block]
+            _, decay, _, scale = _coefficients(recurrence_gate[:, block], softplus_a, reset[:, block], hidden)
+            inputs = scale.mul_(torch.sigmoid(input_gate[:, block].to(accumulate))).mul_(x[:, block])
+            h[:, block] = linear_scan(decay, inputs, carry)
+            carry = h[:, block.stop - 1]
         ctx.save_for_backward(x, input_gate, recurrence_gate, a_param, reset, initial, lengths, h)
         y = h if padding is None else h.masked_fill(padding, 0.0)
-        # A copy: y and the saved h must not be one tensor where the type is kept.
-        return y.to(x.dtype, copy=True), h[:, -1].clone()
+        return y.to(x.dtype), carry.clone()
 
     @staticmethod
     @once_differentiable
@@ -82,38 +93,58 @@ class _RgLru(torch.autograd.Function):
         x, input_gate, recurrence_gate, a_param, reset, initial, lengths, h = ctx.saved_tensors
         accumulate = h.dtype
         padding = None if lengths is None else _padding(lengths, x.shape[1])
-        starts = reset[..., None]
         softplus_a = torch.nn.functional.softplus(a_param.to(accumulate))
-        gate, decay, variance, scale = _coefficients(recurrence_gate, softplus_a, starts, padding)
-        dy = dy.to(accumulate)
-        if padding is not None:
-            dy = dy.masked_fill(padding, 0.0)
-        # g_t = dy_t + a_{t+1} g_{t+1}: the same scan run backwards, the decay one step late.
-        late = torch.cat([decay[:, 1:], torch.ones_like(decay[:, :1])], dim=1)
-        g = linear_scan(late.flip(1), dy.flip(1), dfinal.to(accumulate)).flip(1)
-        before = torch.cat([initial.to(accumulate)[:, None], h[:, :-1]], dim=1)
-        input_share = torch.sigmoid(input_gate.to(accumulate))
-        dx = g * input_share
-        through_scale = dx * x
-        dx *= scale
-        dinput_gate = (through_scale * scale).mul_(1.0 - input_share)
-        through_scale /= variance.mul_(4.0).clamp_(min=SQRT_GRADIENT_FLOOR).sqrt_()
-        # d scale / d log a = -2 a^2 / sqrt(4 (1 - a^2))
-        dlog_a = (g * before).addcmul_(decay * through_scale, torch.tensor(-2.0, dtype=accumulate)).mul_(decay)
-        if padding is not None:
-            dlog_a.masked_fill_(padding, 0.0)
-        da_param = torch.einsum("btl,btl->l", dlog_a, gate).mul_(-RG_LRU_EXPONENT)
-        da_param *= torch.sigmoid(a_param.to(accumulate))
-        drecurrence_gate = dlog_a.mul_(softplus_a).mul_(gate).mul_(gate.neg_().add_(1.0)).mul_(-RG_LRU_EXPONENT)
+        dx, dinput_gate, drecurrence_gate = (
+            torch.empty_like(like, memory_format=torch.contiguous_format) for like in (x, input_gate, recurrence_gate)
+        )
+        dlog_a_gate = torch.zeros_like(softplus_a)
+        # What flows back into a block: g of the token behind it, and that token's decay.
+        g_behind, decay_behind = dfinal.to(accumulate), None
+        for block in reversed(token_blocks(x, 1)):
+            hidden = None if padding is None else padding[:, block]
+            gate, decay, variance, scale = _coefficients(recurrence_gate[:, block], softplus_a, reset[:, block], hidden)
+            given = dy[:, block].to(accumulate)
+            if hidden is not None:
+                given = given.masked_fill(hidden, 0.0)
+            # g_t = dy_t + a_{t+1} g_{t+1}: the same scan run backwards, the decay one step late.
+            if decay_behind is None:
+                decay_behind = torch.ones_like(decay[:, :1])
+            late = torch.cat([decay_behind, decay[:, 1:].flip(1)], dim=1)
+            g = linear_scan(late, given.flip(1), g_behind).flip(1)
+            g_behind, decay_behind = g[:, 0], decay[:, :1]
+            input_share = torch.sigmoid(input_gate[:, block].to(accumulate))
+            through = g * input_share
+            torch.mul(through, scale, out=dx[:, block])
+            through *= x[:, block]
+            scaled = through * scale
+            torch.addcmul(scaled, scaled, input_share, value=-1.0, out=dinput_gate[:, block])
+            through /= variance.mul_(4.0).clamp_(min=SQRT_GRADIENT_FLOOR).sqrt_()
+            # d scale / d log a = -2 a^2 / sqrt(4 (1 - a^2))
+            dlog_a = (g * _before(h, initial, block)).addcmul_(decay, through, value=-2.0).mul_(decay)
+            if hidden is not None:
+                dlog_a.masked_fill_(hidden, 0.0)
+            dlog_a_gate += (dlog_a * gate).sum((0, 1))
+            dlog_a *= -RG_LRU_EXPONENT * softplus_a
+            drecurrence_gate[:, block] = torch.ops.aten.sigmoid_backward(dlog_a, gate)
+        assert decay_behind is not None
+        da_param = dlog_a_gate.mul_(-RG_LRU_EXPONENT).mul_(torch.sigmoid(a_param.to(accumulate)))
+        dinitial = decay_behind[:, 0] * g_behind
         return (
-            dx.to(x.dtype),
-            dinput_gate.to(input_gate.dtype),
-            drecurrence_gate.to(recurrence_gate.dtype),
+            dx,
+            dinput_gate,
+            drecurrence_gate,
             da_param.to(a_param.dtype),
             None,
-            (decay[:, 0] * g[:, 0]).to(initial.dtype),
+            dinitial.to(initial.dtype),
             None,
         )
+
+
+def _before(h: Tensor, initial: Tensor, block: slice) -> Tensor:
+    """[B, n, L], h one token before every token of a block."""
+    if block.start:
+        return h[:, block.start - 1 : block.stop - 1]
+    return torch.cat([initial.to(h.dtype)[:, None], h[:, : block.stop - 1]], dim=1)
 
 
 def _padding(lengths: Tensor, num_tokens: int) -> Tensor:

@@ -30,7 +30,16 @@ def short_conv(
     for s in range(1, num_taps):
         seen = (positions >= s)[..., None].to(x.dtype)
         out = torch.addcmul(out, padded[:, past - s : past - s + num_tokens], weight[past - s] * seen)
+    return out, next_tail(x, tail, lengths)
+
+
+def next_tail(x: Tensor, tail: Tensor, lengths: Tensor | None) -> Tensor:
+    """[B, K-1, L], the last K-1 real inputs of a tail and the tokens x [B, T, L] behind it, in the type of x."""
+    past, num_tokens = tail.shape[1], x.shape[1]
     if lengths is None:
-        return out, padded[:, num_tokens:]
-    index = lengths[:, None] + torch.arange(past, device=x.device)
-    return out, padded.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
+        return torch.cat([tail[:, num_tokens:].to(x.dtype), x[:, max(num_tokens - past, 0) :]], dim=1)
+    index = lengths[:, None] - past + torch.arange(past, device=x.device)
+    index = index[..., None].expand(-1, -1, x.shape[2])
+    here = x.gather(1, index.clamp(min=0))
+    before = tail.to(x.dtype).gather(1, (index + past).clamp(max=max(past - 1, 0)))
+    return torch.where(index >= 0, here, before)

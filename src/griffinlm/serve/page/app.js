@@ -3,17 +3,19 @@
 import { Client, ServerError } from "./client.js";
 import { Figures } from "./figures.js";
 import { openFile, saveFile } from "./file.js";
-import { Messages } from "./messages.js";
+import { Messages, cutNote } from "./messages.js";
 import { startTheme } from "./theme.js";
 import { Tree } from "./tree.js";
 import { TreeView } from "./tree_view.js";
 
 const TREE = "griffin.tree";
+/** Said where an answer that was cut is to go on. */
+const GO_ON = "Go on.";
 
 const at = (id) => document.getElementById(id);
 const client = new Client(askForKey);
 const figures = new Figures(at);
-const messages = new Messages(at("messages"), { edit, again, goTo });
+const messages = new Messages(at("messages"), { edit, again, goOn, goTo });
 const treeView = new TreeView(at("tree"), goTo);
 
 let tree = new Tree();
@@ -90,20 +92,25 @@ function hasGoodNumbers() {
 }
 
 function again(turn) {
+  if (!hasGoodNumbers()) return;
   tree.goTo(turn.parent);
   answer(turn.question);
+}
+
+function goOn() {
+  if (hasGoodNumbers()) answer(GO_ON);
 }
 
 function send() {
   const text = at("text").value;
   if (writing !== null || text.trim() === "" || !hasGoodNumbers()) return;
-  edited = null;
   setText("");
   answer(text);
 }
 
 /** Takes a turn: shows the answer as it is written, and keeps what came where it is stopped. */
 async function answer(question) {
+  edited = null;
   complain("");
   const turn = tree.take(question);
   writing = { turn, stop: new AbortController() };
@@ -112,7 +119,8 @@ async function answer(question) {
   say("Writing");
   try {
     await write(turn, writing.stop.signal);
-    say(`Answer: ${turn.answer}`);
+    const note = cutNote(turn);
+    say(`Answer: ${turn.answer}${note && ` (${note})`}`);
   } catch (error) {
     const isStopped = error.name === "AbortError";
     say(isStopped ? "Stopped" : "");
@@ -156,6 +164,7 @@ function take(turn, event) {
   } else if (event.type === "response.completed" || event.type === "response.incomplete") {
     turn.responseId = event.response.id;
     turn.numTokens = event.response.usage.total_tokens;
+    turn.limit = event.response.incomplete_details?.reason ?? null;
     figures.finish(event.response.usage);
   }
 }
@@ -177,11 +186,11 @@ function fitText() {
 
 function askForKey() {
   const dialog = at("key-dialog");
-  at("key").value = "";
+  at("key").value = dialog.returnValue = "";
   dialog.showModal();
   return new Promise((resolve, reject) => {
     dialog.addEventListener("close", () => {
-      if (at("key").value) resolve(at("key").value);
+      if (dialog.returnValue === "use") resolve(at("key").value);
       else reject(new Error("this server needs an API key"));
     }, { once: true });
   });

@@ -1,5 +1,6 @@
 // A conversation as a file: a line of JSON with all turns, then the server's signed state at the present one.
 
+import { ServerError } from "./client.js";
 import { Tree } from "./tree.js";
 
 const FORMAT = "griffinlm conversation 1";
@@ -8,13 +9,23 @@ const LONGEST_LINE = 1 << 26;
 /** Gives the reader a file of the conversation. */
 export async function saveFile(client, tree) {
   const known = tree.path().findLast((turn) => turn.responseId !== null);
-  const state = known === undefined ? "" : await client.download(known.responseId);
+  const state = known === undefined ? "" : await stateOf(client, known);
   const line = JSON.stringify({ format: FORMAT, ...tree.toJSON() });
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([line, "\n", state], { type: "application/octet-stream" }));
   link.download = "conversation.griffin";
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+}
+
+/** The signed state at a turn; none where the server no longer has it, and would read the conversation again. */
+async function stateOf(client, turn) {
+  try {
+    return await client.download(turn.responseId);
+  } catch (error) {
+    if (error instanceof ServerError && error.status === 404) return "";
+    throw error;
+  }
 }
 
 /** The conversation of a file, whose state the server has taken back. */

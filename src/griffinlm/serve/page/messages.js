@@ -9,10 +9,16 @@ export function element(tag, { className = "", text = "", ...properties } = {}, 
   return made;
 }
 
+/** Why an answer is not whole, in words; empty where it is. */
+export function cutNote(turn) {
+  if (turn.responseId === null) return "cut short";
+  return { max_output_tokens: "cut at its length limit", deadline: "cut at its time limit" }[turn.limit] ?? "";
+}
+
 export class Messages {
   /**
    * @param {HTMLElement} list
-   * @param {{edit: Function, again: Function, goTo: Function}} actions what the buttons under messages do
+   * @param {{edit: Function, again: Function, goOn: Function, goTo: Function}} actions what the buttons under messages do
    */
   constructor(list, actions) {
     this.list = list;
@@ -52,11 +58,13 @@ export class Messages {
     if (writing !== null) return item;
     const tools = element("div", { className: "tools" });
     tools.append(button("Again", `Answer turn ${turn.number} again`, () => this.actions.again(turn)));
-    if (turn === tree.current) {
-      if (turn.responseId === null) tools.append(element("span", { className: "note", text: "cut short" }));
-    } else {
+    const note = cutNote(turn);
+    if (turn !== tree.current) {
       tools.append(button("Fork here", `Go on behind turn ${turn.number}`, () => this.actions.goTo(turn)));
+    } else if (note) {
+      tools.append(button("Go on", `Let turn ${turn.number} go on`, () => this.actions.goOn()));
     }
+    if (note) tools.append(element("span", { className: "note", text: note }));
     item.append(tools);
     return item;
   }

@@ -1,13 +1,14 @@
 // The conversation as a tree of turns. No page, no network.
 
-const KEYS_OF_A_TURN = ["parent", "question", "answer", "model", "responseId", "numTokens"];
-const NOTHING = { question: "", answer: "", model: null, responseId: null, numTokens: null };
+const KEYS_OF_A_TURN = ["parent", "question", "answer", "model", "responseId", "numTokens", "limit"];
+const NOTHING = { question: "", answer: "", model: null, responseId: null, numTokens: null, limit: null };
 
 /**
  * One exchange. Turn 0 is the beginning and says nothing.
  * @typedef {{number: number, parent: number|null, question: string, answer: string,
- *            model: string|null, responseId: string|null, numTokens: number|null}} Turn
- * `responseId` names what the server keeps, null where the answer was cut short; `numTokens` are those up to its end.
+ *            model: string|null, responseId: string|null, numTokens: number|null, limit: string|null}} Turn
+ * `responseId` names what the server keeps, null where the answer was stopped; `numTokens` are those up to its end.
+ * `limit` is what the server cut the answer at, `max_output_tokens` or `deadline`; null where the model ended it.
  */
 
 export class Tree {
@@ -91,7 +92,7 @@ export class Tree {
     for (const [index, stored] of value.turns.entries()) {
       const number = index + 1;
       if (!isTurn(stored, number)) throw new TypeError(`turn ${number} is damaged`);
-      tree.turns.push({ number, ...Object.fromEntries(KEYS_OF_A_TURN.map((key) => [key, stored[key]])) });
+      tree.turns.push({ number, ...Object.fromEntries(KEYS_OF_A_TURN.map((key) => [key, stored[key] ?? null])) });
     }
     if (!Number.isInteger(value.current) || tree.turns[value.current] === undefined) {
       throw new TypeError("it names no current turn");
@@ -107,6 +108,7 @@ function isTurn(value, number) {
     Number.isInteger(value.parent) && value.parent >= 0 && value.parent < number &&
     typeof value.question === "string" && typeof value.answer === "string" &&
     [value.model, value.responseId].every((name) => name === null || typeof name === "string") &&
-    (value.numTokens === null || Number.isInteger(value.numTokens))
+    (value.numTokens === null || Number.isInteger(value.numTokens)) &&
+    [undefined, null, "max_output_tokens", "deadline"].includes(value.limit)
   );
 }

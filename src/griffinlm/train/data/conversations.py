@@ -47,9 +47,12 @@ class Example(NamedTuple):
 
 
 def read_conversations(
-    path: Path, fields: RowFields, tokenizer: Tokenizer, rules: RowRules
+    path: Path, fields: RowFields, tokenizer: Tokenizer, rules: RowRules, most_tokens: int | None = None
 ) -> Iterator[tuple[str, Example]]:
     """The conversations of a `.jsonl` file (packed as .xz, .gz or .zst too), each with a digest of what is said in it.
+
+    Args:
+        most_tokens: as in `encode_conversation`.
 
     Raises:
         DocumentError: the file cannot be read, or a row is no conversation that the chat template takes.
@@ -58,18 +61,22 @@ def read_conversations(
     def parse(values: Any) -> tuple[str, Example]:
         messages = _messages(values, fields)
         try:
-            return _digest(messages), encode_conversation(tokenizer, messages)
+            return _digest(messages), encode_conversation(tokenizer, messages, most_tokens)
         except TokenizerError as error:
             raise DocumentError(str(error), error.hint) from error
 
     return read_rows(path, parse, rules)
 
 
-def encode_conversation(tokenizer: Tokenizer, messages: Sequence[Message]) -> Example:
+def encode_conversation(tokenizer: Tokenizer, messages: Sequence[Message], most_tokens: int | None = None) -> Example:
     """Tokens of the whole conversation, and as labels those of the assistant's turns.
 
     A turn goes from behind the prompt that asks for it up to its end token: exactly what the model writes when it is
     asked with the conversation so far. What the template puts behind the end token is not learned.
+
+    Args:
+        most_tokens: no turn is looked for behind so many tokens. Every turn is found by cutting all before it into
+            tokens, so that a long conversation would take the square of its length.
 
     Raises:
         TokenizerError: the template takes no such messages, or writes a turn's prompt otherwise in a longer
@@ -81,6 +88,8 @@ def encode_conversation(tokenizer: Tokenizer, messages: Sequence[Message]) -> Ex
         if message["role"] != ANSWERER:
             continue
         prompt = tokenizer.encode_chat(messages[:index])
+        if most_tokens is not None and len(prompt) >= most_tokens:
+            break
         whole = tokens if index + 1 == len(messages) else tokenizer.encode_chat(messages[: index + 1], False)
         if tokens[: len(prompt)] != prompt or tokens[: len(whole)] != whole or len(whole) < len(prompt):
             raise TokenizerError(
@@ -105,8 +114,13 @@ def _messages(values: Any, fields: RowFields) -> list[Message]:
     for index, message in enumerate(messages):
         if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
             raise DocumentError(f"{name}[{index}] must be a table with role and content, both text")
-    if not any(message["role"] == ANSWERER and message["content"].strip() for message in messages):
+        _require_characters(message["content"], f"{name}[{index}]")
+    answers = [(index, m["content"]) for index, m in enumerate(messages) if m["role"] == ANSWERER]
+    if not answers:
         raise DocumentError(f"{name} has no text of the {ANSWERER}'s, so nothing can be learned from it")
+    for index, content in answers:
+        if not content.strip():
+            raise DocumentError(f"{name}[{index}] is empty; the {ANSWERER} would learn to say nothing")
     return [_message(message["role"], message["content"]) for message in messages]
 
 
@@ -118,7 +132,15 @@ def _text(values: Mapping[str, Any], name: str) -> str:
     text = values.get(name)
     if not isinstance(text, str) or not text.strip():
         raise DocumentError(f"{json.dumps(name)} is {_kind(text)}; it must be text")
+    _require_characters(text, json.dumps(name))
     return text
+
+
+def _require_characters(text: str, name: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise DocumentError(f"{name} holds half a surrogate pair, which is no character") from None
 
 
 def _kind(value: Any) -> str:
@@ -129,4 +151,4 @@ def _kind(value: Any) -> str:
 
 def _digest(messages: Sequence[Message]) -> str:
     """SHA-256 of the contents, by which conversations are held out."""
-    return hashlib.sha256("\n".join(m["content"] for m in messages).encode("utf-8", "replace")).hexdigest()
+    return hashlib.sha256("\n".join(m["content"] for m in messages).encode("utf-8")).hexdigest()

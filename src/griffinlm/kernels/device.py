@@ -1,0 +1,27 @@
+"""What kernels ask about the device that they run on."""
+
+from importlib.util import find_spec
+
+import torch
+
+from griffinlm.errors import GriffinError
+
+INTERPRETED_PROCESSORS = 4
+"""Processors of a device that there is none of: Triton's interpreter runs on a CPU."""
+
+
+class KernelError(GriffinError):
+    """A kernel cannot run here."""
+
+
+def require_triton() -> None:
+    """Raises KernelError where Triton is not installed."""
+    if find_spec("triton") is None:
+        raise KernelError("the kernels for a GPU need Triton, which is not installed", "pip install triton")
+
+
+def num_processors(device: torch.device) -> int:
+    """Streaming multiprocessors of a GPU."""
+    if device.type != "cuda":
+        return INTERPRETED_PROCESSORS
+    return torch.cuda.get_device_properties(device).multi_processor_count

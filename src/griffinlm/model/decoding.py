@@ -1,0 +1,65 @@
+"""One token a slot as a function over static tensors: nothing is allocated that lasts, and nothing waits for the device.
+
+This is the body of a CUDA graph. It runs without one too, on any device.
+"""
+
+import torch
+from torch import Tensor
+
+from griffinlm.kernels.local_attention.operator import decode_attention
+from griffinlm.kernels.local_attention.reference import attention, write_ring
+from griffinlm.model.blocks import AttentionState, Layout, RecurrentState, ResidualBlock
+from griffinlm.model.griffin import Griffin, GriffinState
+
+
+def read_token(model: Griffin, state: GriffinState, slots: Tensor, tokens: Tensor) -> Tensor:
+    """Reads one token of each slot and changes the state where it lies.
+
+    A slot whose `num_tokens` is -1 stands still: its row computes finite numbers without meaning and is read by nobody.
+    The caller has checked tokens and capacity.
+
+    Args:
+        state: of all slots, slot by slot; changed in place.
+        slots: [B] int64, no two equal but for slots that stand still.
+        tokens: [B] int64.
+
+    Returns:
+        float32 logits [B, V].
+    """
+    before = state.num_tokens.index_select(0, slots)
+    positions = before[:, None]
+    layout = Layout(positions, positions == 0, before.clamp(min=0), None)
+    x = model.embedding(tokens)[:, None] * model.config.embedding_scale
+    for step, block in zip(model.config.plan(), model.layers, strict=True):
+        assert isinstance(block, ResidualBlock)
+        x = _read_block(block, x, layout, state.blocks[step.depth], slots)
+    state.num_tokens.index_copy_(0, slots, torch.where(before >= 0, before + 1, before))
+    return model.logits(x)[:, 0]
+
+
+def _read_block(
+    block: ResidualBlock, x: Tensor, layout: Layout, state: RecurrentState | AttentionState, slots: Tensor
+) -> Tensor:
+    if isinstance(state, RecurrentState):
+        x, after = block(x, layout, RecurrentState(*(kept.index_select(0, slots) for kept in state)))
+        for kept, new in zip(state, after, strict=True):
+            kept.index_copy_(0, slots, new.to(kept.dtype))
+        return x
+    query, key, value = block.attention.project(block.temporal_norm(x), layout)
+    step = decode_attention if query.is_cuda else _decode_attention
+    out = step(query[:, 0], key[:, 0], value[:, 0], state.keys, state.values, slots, layout.positions[:, 0])
+    return block.join(x, block.attention.output(out.flatten(-2)[:, None]), layout)
+
+
+def _decode_attention(
+    query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor
+) -> Tensor:
+    """`decode_attention` where there is no GPU: rings are gathered, read and written back."""
+    key, value = (new.to(keys.dtype).to(query.dtype)[:, None] for new in (key, value))
+    rings = [ring.index_select(0, slots) for ring in (keys, values)]
+    here, num_before = positions[:, None], positions.clamp(min=0)
+    # The window of a ring is its size; that of global attention is never full, so every place is seen.
+    out = attention(query[:, None], key, value, here, keys.shape[1], (rings[0], rings[1], num_before))
+    for ring, gathered, new in ((keys, rings[0], key), (values, rings[1], value)):
+        ring.index_copy_(0, slots, write_ring(gathered, new, here))
+    return out[:, 0]

@@ -1,0 +1,141 @@
+"""The trainer of an instruction tuning run: TRL's, with this package's optimizer, checkpoints and log."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from transformers import TrainerCallback
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from griffinlm.train.checkpoints import Checkpoints, require_same_run
+from griffinlm.train.config import rows_on_each
+from griffinlm.train.errors import TrainError
+from griffinlm.train.optimizer import build_optimizer
+from griffinlm.train.schedule import share_of_largest
+from griffinlm.train.trainer import LOG_FILE, TENSORBOARD, Log, RunTrainer, TensorBoard, leave_standard_output
+from griffinlm.train.tuning_config import TuningConfig
+
+CHECKPOINTS = "checkpoints"
+"""In a run's output directory."""
+
+
+def tuning_arguments(config: TuningConfig) -> SFTConfig:
+    """The run as TRL's SFTConfig; conversations are rendered and cut into tokens before it sees them."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise TrainError("device is cuda; torch finds none here")
+    use_cpu = config.device == "cpu" or not torch.cuda.is_available()
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    rows_at_once = rows_on_each(config.batch_rows, config.rows_per_device, num_processes)
+    saving = config.checkpoints
+    arguments = SFTConfig(
+        output_dir=str(config.output / CHECKPOINTS),
+        max_length=config.data.row_tokens,
+        packing=config.is_packed,
+        num_train_epochs=1.0 if config.epochs is None else config.epochs,
+        max_steps=-1 if config.steps is None else config.steps,
+        per_device_train_batch_size=rows_at_once,
+        per_device_eval_batch_size=rows_at_once,
+        gradient_accumulation_steps=config.batch_rows // (rows_at_once * num_processes),
+        learning_rate=config.optimizer.learning_rate,
+        max_grad_norm=config.optimizer.clip_norm,
+        activation_checkpointing=config.gradient_checkpointing,
+        bf16=config.precision == "bfloat16",
+        use_cpu=use_cpu,
+        ddp_backend="gloo" if use_cpu and num_processes > 1 else None,
+        ddp_find_unused_parameters=False,
+        dataloader_pin_memory=not use_cpu,
+        seed=config.seed,
+        logging_steps=config.log_every_steps,
+        logging_nan_inf_filter=False,
+        save_strategy="no" if saving is None else "steps",
+        save_steps=500 if saving is None else saving.every_steps,
+        report_to="none",
+        disable_tqdm=not sys.stderr.isatty(),
+    )
+    _ = arguments.device  # joins the other processes
+    return arguments
+
+
+class TuningTrainer(RunTrainer, SFTTrainer):
+    """TRL's trainer with this package's optimizer, checkpoints and log."""
+
+    def __init__(
+        self,
+        config: TuningConfig,
+        model: Any,
+        args: SFTConfig,
+        train: Dataset,
+        held_out: Dataset | None,
+        tokenizer: Any,
+        checkpoints: Checkpoints,
+        facts: dict[str, Any],
+    ) -> None:
+        self._config, self._checkpoints, self._facts = config, checkpoints, facts
+        config.output.mkdir(parents=True, exist_ok=True)
+        super().__init__(
+            model,
+            args,
+            train_dataset=train,
+            eval_dataset=held_out,
+            processing_class=tokenizer,
+            callbacks=[Log(config.output / LOG_FILE), TensorBoard(config.output / TENSORBOARD)],
+        )
+        leave_standard_output(self)
+        if held_out is not None:
+            self.add_callback(_EvaluateAtTheEnd())
+
+    def last_checkpoint(self) -> Path | None:
+        """Where the run goes on.
+
+        Raises:
+            TrainError: the checkpoint is damaged, or another run's.
+        """
+        last = self._checkpoints.last()
+        if last is not None:
+            require_same_run(last, self._facts["run"])
+        return last
+
+    @property
+    def _trained(self) -> nn.Module:
+        return TrainedParameters(self.model)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            assert self.model is not None
+            named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+            self.optimizer = self._adamw = build_optimizer(named, self._config.optimizer)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
+        if self.lr_scheduler is None:
+            self.lr_scheduler = LambdaLR(
+                optimizer or self.create_optimizer(),
+                lambda step: share_of_largest(self._config.schedule, num_training_steps, num_training_steps, step),
+            )
+        return self.lr_scheduler
+
+
+class _EvaluateAtTheEnd(TrainerCallback):
+    """Before the last checkpoint, which then has the figures."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_evaluate = state.global_step >= state.max_steps
+
+
+class TrainedParameters(nn.Module):
+    """The parameters of a model that are trained, each once, so that a checkpoint holds no frozen ones.
+
+    They have their names there, with / for the dots that no parameter of a module's own may have.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                self.register_parameter(name.replace(".", "/"), parameter)

@@ -1,0 +1,123 @@
+"""Compiles every Triton kernel for GPUs that need not be there; prints a JSON line of what ptxas says of each.
+
+python compile_kernels.py 80 90
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from griffinlm.kernels.linear_scan import launch
+from griffinlm.kernels.linear_scan import triton as kernels
+from griffinlm.kernels.local_attention import triton as local_attention
+
+PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+FLOAT32 = (
+    "entering",
+    "final",
+    "product",
+    "end",
+    "start",
+    "initial",
+    "dsoftplus",
+    "dinitial",
+    "sums",
+    "maxima",
+    "totals",
+)
+INTEGERS = {"reset": "u8", "lengths": "i64", "slots": "i64", "positions": "i64"}
+NOT_DIVISIBLE = ("num_tokens", "num_heads", "num_chunks", "num_splits")
+
+Case = tuple[str, Any, dict[str, Any], int, str]
+"""What it is, the kernel, its constants, warps, and the type of activations."""
+
+
+def cases() -> Iterator[Case]:
+    for dtype, has_lengths in (("bf16", True), ("bf16", False), ("fp32", True)):
+        yield from scan_cases(dtype, has_lengths)
+    for is_reverse in (False, True):
+        sizes = {"MOST_CHUNKS": 16, "BLOCK": launch.CARRY_CHANNELS, "REVERSE": is_reverse}
+        yield f"carry {'reverse' if is_reverse else 'forward'}", kernels.carry_kernel, sizes, 4, "fp32"
+    for dtype in ("bf16", "fp32"):
+        sizes = {"HEADS": 16, "HEAD": 256, "BLOCK": local_attention.BLOCK_KEYS, "SPLIT": 128}
+        yield f"split {dtype}", local_attention.split_kernel, sizes, 4, dtype
+        most = {"SPLITS": local_attention.MOST_SPLITS, "HEAD": 256}
+        yield f"join {dtype}", local_attention.join_kernel, most, 4, dtype
+
+
+def scan_cases(dtype: str, has_lengths: bool) -> Iterator[Case]:
+    gradients = ("dx", "dinput_gate", "drecurrence_gate", "dsoftplus", "dinitial")
+    for direction, many, outputs in (
+        ("forward", launch.FORWARD, ("y", "final")),
+        ("backward", launch.BACKWARD, gradients),
+    ):
+        kernel = getattr(kernels, f"{direction}_kernel")
+        for what, tiling in (("few", launch.FEW_TOKENS), ("many", many), ("summary", many)):
+            constants = launch.constants(tiling._replace(chunk_tokens=512))
+            num_warps = constants.pop("num_warps")
+            unused = ("entering", *outputs) if what == "summary" else ("product", "end")
+            unused = unused if has_lengths else (*unused, "lengths")
+            constants |= {"SUMMARY": what == "summary", **{f"{name}_ptr": None for name in unused}}
+            yield f"{direction} {what} {dtype}{' lengths' if has_lengths else ''}", kernel, constants, num_warps, dtype
+
+
+def type_of(name: str, dtype: str) -> str:
+    """Triton's name of an argument's type."""
+    if name == "scale":
+        return "fp32"
+    if not name.endswith("_ptr"):
+        return "i32"
+    name = name.removesuffix("_ptr")
+    return f"*{INTEGERS.get(name) or ('fp32' if name in FLOAT32 else dtype)}"
+
+
+def report(case: Case, capability: int) -> dict[str, Any]:
+    """Registers, spilled bytes, shared memory and what the code has, of a kernel compiled for one kind of GPU."""
+    what, kernel, constants, num_warps, dtype = case
+    names = kernel.arg_names
+    signature = {name: "constexpr" if name in constants else type_of(name, dtype) for name in names}
+    # Pointers, widths and head sizes are multiples of 16 in every published model.
+    attributes = {
+        (index,): [["tt.divisibility", 16]]
+        for index, name in enumerate(names)
+        if signature[name] not in ("constexpr", "fp32") and name not in NOT_DIVISIBLE
+    }
+    source = ASTSource(kernel, signature, constants, attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": num_warps})
+    ptx = compiled.asm["ptx"]
+    architecture = re.search(r"\.target (\w+)", ptx)
+    assert architecture is not None
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "kernel.ptx")
+        path.write_text(ptx, encoding="utf-8")
+        options = ["-v", "--gpu-name", architecture[1], "-o", path.with_suffix(".cubin"), path]
+        said = subprocess.run([PTXAS, *options], capture_output=True, text=True, check=True).stderr
+    spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
+    registers = re.search(r"Used (\d+) registers", said)
+    assert spills is not None
+    assert registers is not None
+    return {
+        "kernel": what,
+        "capability": capability,
+        "registers": int(registers[1]),
+        "spill_bytes": int(spills[1]) + int(spills[2]),
+        "shared_bytes": compiled.metadata.shared,
+        "is_pipelined": "cp.async" in ptx,
+        "has_tensor_cores": "mma" in ptx,
+        "has_atomics": " atom." in ptx or " red." in ptx,
+    }
+
+
+if __name__ == "__main__":
+    for capability in map(int, sys.argv[1:]):
+        for case in cases():
+            print(json.dumps(report(case, capability)), flush=True)

@@ -1,0 +1,50 @@
+"""Every Triton kernel compiles for an A100 and an H100 without one, and spills no register."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
+"""Shared memory that a program may have, by compute capability."""
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """In a process of its own: this one may have been told to interpret."""
+    pytest.importorskip("triton")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
+    command = [sys.executable, str(Path(__file__).with_name("compile_kernels.py")), *map(str, SHARED_BYTES)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return [json.loads(line) for line in run.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("capability", SHARED_BYTES)
+def test_kernels_compile_without_spills_and_within_shared_memory(reports, capability):
+    found = [report for report in reports if report["capability"] == capability]
+    kernels = {report["kernel"].split()[0] for report in found}
+    assert kernels == {"forward", "backward", "carry", "split", "join"}
+    for report in found:
+        assert report["spill_bytes"] == 0, report
+        assert report["shared_bytes"] <= SHARED_BYTES[capability], report
+
+
+def test_scans_load_ahead_and_nothing_is_added_in_an_order_left_to_chance(reports):
+    for report in reports:
+        assert not report["has_atomics"], report
+        if report["kernel"].startswith(("forward", "backward")):
+            assert report["is_pipelined"], report
+            # Three programs of four warps share a processor's 65,536 registers.
+            assert report["registers"] <= 168, report
+
+
+def test_decode_multiplies_bfloat16_on_tensor_cores(reports):
+    found = [report for report in reports if report["kernel"] == "split bf16"]
+    assert len(found) == len(SHARED_BYTES)
+    assert all(report["has_tensor_cores"] for report in found)

@@ -1,0 +1,64 @@
+"""Faults of the server's own: told without their words, to clients and in the logs."""
+
+import asyncio
+import io
+import json
+import logging
+import sys
+from dataclasses import replace
+
+import httpx
+import pytest
+
+import griffinlm
+from griffinlm.serve.app import create_app
+from griffinlm.serve.errors import ApiError
+from griffinlm.serve.logs import start_logs
+from griffinlm.serve.run import build
+from griffinlm.serve.settings import Settings
+
+
+@pytest.fixture
+def logs(monkeypatch):
+    """What is logged from here on, as objects."""
+    root, own, stream = logging.root, logging.getLogger("griffinlm.serve"), io.StringIO()
+    before = root.handlers, root.level, own.level, root.manager.disable
+    monkeypatch.setattr(sys, "stderr", stream)
+    start_logs()
+    yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
+    root.handlers = before[0]
+    root.setLevel(before[1])
+    own.setLevel(before[2])
+    logging.disable(before[3])
+
+
+def test_a_fault_in_a_route_is_500_in_openais_form(tiny_model_directory, logs):
+    settings = replace(Settings(), memory_budget_bytes=1 << 24)
+    guard, app = create_app(build(griffinlm.load(tiny_model_directory), "tiny", settings), None)
+
+    async def faulty():
+        raise RuntimeError("words that nobody is told")
+
+    async def ask():
+        app.add_api_route("/faulty", faulty)
+        transport = httpx.ASGITransport(guard, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.get("/faulty")
+
+    response = asyncio.run(ask())
+    assert response.status_code == 500
+    assert response.json()["error"]["code"] == "internal_error"
+    assert response.headers["x-should-retry"] == "false"
+    assert "words" not in response.text
+    assert [line["fault"][0] for line in logs() if line["level"] == "error"] == ["RuntimeError"]
+
+
+def test_what_libraries_log_is_json_without_what_they_held(logs):
+    logging.getLogger("asyncio").error("a task failed\nfuture: <Task exception='what a client said'>")
+    logging.getLogger("uvicorn.error").warning("odd")
+    assert [line["message"] for line in logs()] == ["a task failed", "odd"]
+
+
+@pytest.mark.parametrize(("status", "may"), [(400, True), (408, False), (429, True), (500, False), (507, False)])
+def test_clients_repeat_nothing_that_would_end_alike(status, may):
+    assert ("x-should-retry" not in ApiError(status, "a fault").headers) == may

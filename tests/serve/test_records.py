@@ -1,0 +1,101 @@
+"""Stored conversations by themselves: what no other needs goes, at a cost that does not grow with the others."""
+
+import sqlite3
+from contextlib import closing
+from dataclasses import replace
+
+import pytest
+
+from griffinlm.generation.store import StoreError
+from griffinlm.serve.errors import ApiError
+from griffinlm.serve.records import Record, Records
+from griffinlm.state import Fingerprint
+
+FINGERPRINT = Fingerprint("weights", "float32", "float32", "tokenizer")
+
+
+@pytest.fixture
+def records(tmp_path):
+    opened = Records(tmp_path, FINGERPRINT)
+    yield opened
+    opened.close()
+
+
+def record(number, parent=None, **fields):
+    known = {"id": f"resp_{number}", "parent": None if parent is None else f"resp_{parent}", **fields}
+    messages = [{"role": "user", "content": "x"}]
+    return Record(
+        **known, kind="response", model="m", adapter=None, instructions=None, messages=messages, num_tokens=1, created=1
+    )
+
+
+def test_a_state_goes_with_the_last_record_that_stands_on_it(records):
+    first = record(1, state_id="a", kept_ids=["a", "b"])
+    fork, other = replace(first, id="resp_2", kept_ids=[]), record(3, state_id="c", kept_ids=["c"])
+    records.put("t", [first, fork, other])
+    assert records.delete("t", "resp_1") == ["b"]
+    assert records.delete("t", "resp_3") == ["c"]
+    with pytest.raises(ApiError):
+        records.get("t", "resp_1")
+    records.put("t", [record(4, state_id="a", kept_ids=["a"])])
+    assert records.delete("t", "resp_2") == []
+    assert records.delete("t", "resp_4") == ["a"]
+
+
+def test_a_moved_record_stands_on_its_new_state(records):
+    records.put("t", [record(1, state_id="a", unread=[1], kept_ids=["a"])])
+    records.move("t", "resp_1", "b")
+    assert records.get("t", "resp_1").state_id == "b"
+    records.put("t", [record(2, state_id="b", kept_ids=["b"])])
+    assert records.delete("t", "resp_2") == []
+    assert records.delete("t", "resp_1") == ["a", "b"]
+
+
+def test_a_tenants_records_keep_no_state_of_another(records):
+    for tenant in ("t", "u"):
+        records.put(tenant, [record(1, state_id="a", kept_ids=["a"])])
+    assert records.delete("t", "resp_1") == ["a"]
+
+
+def test_deleting_takes_as_many_steps_whatever_else_is_stored(records):
+    def num_steps(first):
+        records.put("t", [record(first, state_id="s", kept_ids=["s", f"k{first}"])])
+        count = [0]
+        records._database.set_progress_handler(lambda: count.__setitem__(0, count[0] + 1), 1)
+        records.delete("t", f"resp_{first}")
+        records._database.set_progress_handler(None, 0)
+        return count[0]
+
+    records.put("t", [record(0, state_id="s0", kept_ids=["s0"])])
+    alone = num_steps(1)
+    records.put("t", [record(number, state_id=f"s{number}", kept_ids=[f"s{number}"]) for number in range(2, 3000)])
+    assert num_steps(5000) < 2 * alone
+
+
+def test_a_database_that_cannot_be_written_keeps_what_it_had_and_goes_on(records):
+    records.put("t", [record(1)])
+    (num_pages,) = records._database.execute("PRAGMA page_count").fetchone()
+    records._database.execute(f"PRAGMA max_page_count = {num_pages}")
+    big = [record(number, body={"text": "x" * 10_000}) for number in range(2, 50)]
+    with pytest.raises(StoreError, match="full"):
+        records.put("t", big)
+    assert [one.id for one in records.newest("t", 100)] == ["resp_1"]
+    records._database.execute(f"PRAGMA max_page_count = {1 << 30}")
+    records.put("t", big)
+    assert len(records.newest("t", 100)) == 49
+
+
+def test_a_damaged_database_is_told_as_such(tmp_path):
+    records = Records(tmp_path, FINGERPRINT)
+    records.put("t", [record(1)])
+    records.close()
+    path = tmp_path / "conversations.sqlite"
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA journal_mode = DELETE")
+    content = bytearray(path.read_bytes())
+    content[4096:] = b"\xff" * (len(content) - 4096)
+    path.write_bytes(content)
+    records = Records(tmp_path, FINGERPRINT)
+    with pytest.raises(StoreError, match="cannot be used"):
+        records.get("t", "resp_1")
+    records.close()
