@@ -174,28 +174,33 @@ def draw_seeds(axes: Axes, curves: dict[str, list[Curve]]) -> None:
         axes.fill_between(points, np.min(seeds, axis=0), np.max(seeds, axis=0), color=colour, alpha=0.2, linewidth=0)
 
 
-def bits_per_byte_curve(run: dict) -> Curve:
-    """Bits per byte of long texts, each bin of positions at its middle."""
+def change_by_memory(run: dict, row_tokens: int) -> Curve:
+    """Bits per byte of long texts over those where the model forgets after every training row; by the row's middle."""
     sums = list(run["long_texts"].values())
-    bits, num_bytes = (np.sum([one[name] for one in sums], axis=0) for name in ("bits", "bytes"))
-    starts = np.array(sums[0]["positions"])
-    return list(zip(starts + (starts[1] - starts[0]) / 2, bits / num_bytes, strict=True))
+    bins_a_row = row_tokens // (sums[0]["positions"][1] - sums[0]["positions"][0])
+    bits, anew, num_bytes = (
+        np.sum([one[name] for one in sums], axis=0).reshape(-1, bins_a_row).sum(axis=1)
+        for name in ("bits", "bits_read_anew", "bytes")
+    )
+    return [((row + 0.5) * row_tokens, change) for row, change in enumerate((bits - anew) / num_bytes)]
 
 
 def draw_baselines(record: dict, path: Path) -> None:
-    """Text by position, recall by length, and how fast recall was learned, for three models of equal size."""
+    """What memory gives by position in a text, recall by length, and how fast recall was learned."""
     figure, (text, induction, copying) = plt.subplots(1, 3, layout="constrained", figsize=(11.0, 3.6))
 
     def curves(part: str, curve: Callable[[dict], Curve], **wanted: str) -> dict[str, list[Curve]]:
         runs = [run for run in record[part] if wanted.items() <= run.items()]
         return {model: [curve(run) for run in runs if run["model"] == model] for model in BASELINES}
 
-    draw_seeds(text, curves("text", bits_per_byte_curve))
+    row_tokens = record["text_settings"]["row_tokens"]
+    draw_seeds(text, curves("text", lambda run: change_by_memory(run, row_tokens)))
     draw_seeds(induction, curves("recall", lambda run: run["accuracy"], task="induction_heads"))
     draw_seeds(copying, curves("recall", lambda run: run["curve"], task="selective_copying"))
-    text.axvline(record["text_settings"]["row_tokens"], color=INK, linewidth=0.8, linestyle=":")
+    text.axvline(row_tokens, color=INK, linewidth=0.8, linestyle=":")
+    text.axhline(0.0, color=INK, linewidth=0.8)
     text.set_xlabel("position (dotted: training length)")
-    text.set_ylabel("bits per byte")
+    text.set_ylabel(f"bits per byte, over reading anew every {row_tokens}")
     text.legend(frameon=False)
     lengths = record["recall_settings"]["lengths"]
     induction.axvline(record["recall_settings"]["tasks"]["induction_heads"], color=INK, linewidth=0.8, linestyle=":")
@@ -208,6 +213,32 @@ def draw_baselines(record: dict, path: Path) -> None:
     copying.set_ylabel("selective copying, share of tokens right")
     for axes in (induction, copying):
         axes.set_ylim(0, 1.05)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def draw_gpu_throughput(record: dict, path: Path) -> None:
+    """The largest throughput of sampling by the number of new tokens, as in figure 1a of the paper."""
+    figure, axes = plt.subplots(layout="constrained")
+    lines: dict[tuple[str, str], list[dict]] = {}
+    for found in record["summary"]:
+        lines.setdefault((found["model"], found["program"]), []).append(found)
+    for (model, program), points in lines.items():
+        x, y = [point["new_tokens"] for point in points], [point["tokens_per_second"] for point in points]
+        colour = HAWK if model == "recurrentgemma-2b" else GEMMA
+        axes.plot(x, y, color=colour, linewidth=2, linestyle="-" if program == "griffinlm" else ":", marker="o")
+        axes.annotate(f"{model}, {program}", (x[-1], y[-1]), (6, 0), textcoords="offset points", color=colour)
+    numbers = sorted({point["new_tokens"] for point in record["summary"]})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(numbers, [f"{number:,}" for number in numbers])
+    axes.minorticks_off()
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(
+        f"new tokens after a prompt of {record['prompt_tokens']:,}\n"
+        "(steps timed at set positions, the time between them on a line, added up)"
+    )
+    axes.set_ylabel("largest throughput, tokens a second")
+    axes.set_title(record["processor"], fontsize=10)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
@@ -231,6 +262,7 @@ def main() -> None:
         ("cpu_peers", draw_cpu_peers),
         ("serve_load", draw_serve_load),
         ("baselines", draw_baselines),
+        ("gpu_throughput", draw_gpu_throughput),
     ):
         record = newest(options.results, name)
         if record is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from baseline_models import Size, baseline
 
@@ -150,18 +151,20 @@ def _pieces(work: Path, source: str, tokenizer: Tokenizer, num_tokens: int) -> I
 def bits_by_position(model: griffinlm.LanguageModel, texts: list[list[int]], scale: TextScale) -> dict[str, list]:
     """Sums over texts by position: for every bin its first position, bits and bytes.
 
-    A token's bits are -log2 p(token | all before it in its text); those that predict position p are of p tokens read.
+    A token's `bits` are -log2 p(token | BOS and all before it in its text); for `bits_read_anew` the model forgets at
+    the end of every training row, and goes on with BOS.
     """
     bin_tokens = scale.row_tokens // BINS_A_ROW
     starts = range(0, EXTRAPOLATION * scale.row_tokens, bin_tokens)
-    bits, num_bytes = [0.0] * len(starts), [0] * len(starts)
-    for ids in texts:
-        scores = model.score(ids)
-        for index, start in enumerate(starts):
-            part = slice(start, start + bin_tokens)
-            bits[index] -= float(scores[part].sum()) / math.log(2.0)
-            num_bytes[index] += len(model.tokenizer.decode(ids[1:][part]).encode("utf-8"))
-    return {"positions": list(starts), "bits": [round(value, 1) for value in bits], "bytes": num_bytes}
+    sums = {"positions": np.array(starts), **{name: np.zeros(len(starts)) for name in ("bits", "bits_read_anew")}}
+    num_bytes = np.zeros(len(starts), np.int64)
+    for bos_id, *ids in texts:
+        rows = [ids[start : start + scale.row_tokens] for start in range(0, len(ids), scale.row_tokens)]
+        anew = np.concatenate([model.score([bos_id, *row]) for row in rows])
+        for name, scores in (("bits", model.score([bos_id, *ids])), ("bits_read_anew", anew)):
+            sums[name] -= scores.reshape(-1, bin_tokens).sum(axis=1) / math.log(2.0)
+        num_bytes += [len(model.tokenizer.decode(ids[start : start + bin_tokens]).encode("utf-8")) for start in starts]
+    return {name: values.round(1).tolist() for name, values in (sums | {"bytes": num_bytes}).items()}
 
 
 def _text_file(work: Path, source: str) -> Path:

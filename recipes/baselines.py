@@ -134,9 +134,12 @@ def tables(found: dict[str, Any], row_tokens: int) -> str:
     ]
     for kind in PATTERNS:
         runs = [run for run in found["text"] if run["model"] == kind]
-        cells = [mean_and_spread((run["bits_per_byte"][source] for run in runs), 3) for source in SHARES]
-        cells += [mean_and_spread((between(run["long_texts"], *ends) for run in runs), 3) for ends in ranges]
-        lines.append(f"| {kind} | {runs[0]['parameters']:,} | {' | '.join(cells)} |")
+        cells = [f"{runs[0]['parameters']:,}"]
+        cells += [mean_and_spread((run["bits_per_byte"][source] for run in runs), 3) for source in SHARES]
+        empty = [""] * len(cells)
+        for name, bits, before in ((kind, "bits", cells), (f"{kind}, read anew", "bits_read_anew", empty)):
+            longer = [mean_and_spread((between(run["long_texts"], bits, *ends) for run in runs), 3) for ends in ranges]
+            lines.append(f"| {name} | {' | '.join(before + longer)} |")
     lengths = [length for length, _ in found["recall"][0]["accuracy"]]
     lines += ["", "| task | model | steps | " + " | ".join(map(str, lengths)) + " |"]
     lines.append("| --- " * (3 + len(lengths)) + "|")
@@ -148,14 +151,13 @@ def tables(found: dict[str, Any], row_tokens: int) -> str:
     return "\n".join(lines)
 
 
-def between(long_texts: dict[str, Any], first: int, end: int) -> float:
+def between(long_texts: dict[str, Any], bits: str, first: int, end: int) -> float:
     """Bits per byte of all sources' tokens from position `first` up to `end`."""
-    bits = num_bytes = 0
+    total = {bits: 0.0, "bytes": 0.0}
     for sums in long_texts.values():
-        for position, *values in zip(sums["positions"], sums["bits"], sums["bytes"], strict=True):
-            if first <= position < end:
-                bits, num_bytes = bits + values[0], num_bytes + values[1]
-    return bits / num_bytes
+        for name in total:
+            total[name] += sum(v for p, v in zip(sums["positions"], sums[name], strict=True) if first <= p < end)
+    return total[bits] / total["bytes"]
 
 
 def processor() -> str:

@@ -31,7 +31,7 @@ RUN = """
 output = "{output}"
 tokenizer = "{eyas}"
 batch_rows = 8
-precision = "float32"
+precision = "{precision}"
 device = "cpu"
 log_every_steps = 10
 
@@ -78,6 +78,7 @@ def trained(work: Path, name: str, options: argparse.Namespace, *changes: str) -
     path = work / f"{name}.toml"
     eyas = find_model("eyas")
     values = {"output": name, "eyas": eyas, "steps": options.steps, "learning_rate": options.learning_rate}
+    values["precision"] = options.precision
     path.write_text(RUN.format(**values), encoding="utf-8")
     model = work / name / "model"
     return model if model.exists() else pretrain(read_pretrain_config(path, changes)).model
@@ -112,6 +113,7 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="directory of the runs")
     parser.add_argument("--steps", type=int, default=100, help="optimizer steps of 4,096 tokens (default: 100)")
     parser.add_argument("--learning-rate", type=float, default=3e-4, help="(default: 3e-4)")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="(default: float32)")
     parser.add_argument("--bytes", type=int, default=100_000, help="held-out bytes of each source (default: 100000)")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)

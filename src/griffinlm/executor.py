@@ -101,6 +101,47 @@ class DrawingExecutor(Executor, Protocol):
         ...
 
 
+class LoopExecutor(Executor, Protocol):
+    """An executor whose tokens go through the loops of a recursive model one by one, each slot at its own depth.
+
+    A token that has left before the last loop is owed to the deeper ones: they read it before the slot's next token
+    that goes as deep, or before anything else looks at the slot's state. So every state is that of full depth.
+    """
+
+    num_loops: int
+
+    def enter(self, slots: Sequence[int], tokens: Sequence[int]) -> None:
+        """Puts one token a slot in front of the first loop."""
+        ...
+
+    def run_loop(self, slots: Sequence[int]) -> Sequence[bool]:
+        """Runs the next loop of each slot's token, all slots together; whether each token may leave here."""
+        ...
+
+    def leave(self, slots: Sequence[int]) -> np.ndarray:
+        """Ends the way of each slot's token where it stands; the head's logits there, float32 [rows, vocab]."""
+        ...
+
+
+class DraftingExecutor(Executor, Protocol):
+    """An executor that reads tokens of its own guessing, and forgets those that were wrong."""
+
+    def read_ahead(
+        self, slots: Sequence[int], tokens: Sequence[int], num_guesses: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Guesses, greedily, tokens behind the one given for each slot, and reads them all; the slots' states stay.
+
+        Returns:
+            the guesses [rows, n], where n is `num_guesses` or as many as there is capacity for, and the model's float32
+            logits behind the given token and behind each guess [rows, n + 1, vocab].
+        """
+        ...
+
+    def keep(self, slot: int, num_tokens: int) -> None:
+        """Makes the first `num_tokens` of what was read ahead part of the slot's state, as if no others had been."""
+        ...
+
+
 class Engine(Protocol):
     """The weights of a model, ready to run. Executors made from one engine share them."""
 
@@ -148,9 +189,18 @@ def check_prefill(
         check_continuation(positions, num_tokens)
         newest = positions.max(axis=1)
     check_tokens(config, tokens[real])
-    if capacity is not None and newest.max() >= capacity:
+    require_capacity(int(newest.max()) + 1, capacity)
+
+
+def require_capacity(num_tokens: int, capacity: int | None) -> None:
+    """Refuses a conversation of more tokens than the state has room for; None is room for any number.
+
+    Raises:
+        ExecutorError: it names both.
+    """
+    if capacity is not None and num_tokens > capacity:
         raise ExecutorError(
-            f"the conversation reaches {newest.max() + 1} tokens; the state's capacity is {capacity}",
+            f"the conversation reaches {num_tokens} tokens; the state's capacity is {capacity}",
             hint="make the state with a larger capacity",
         )
 

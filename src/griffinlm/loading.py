@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,11 @@ from griffinlm.checkpoint import Checkpoint, CheckpointError, open_checkpoint, p
 from griffinlm.checkpoint.adapter import AdapterTerms, LowRankAdapter, read_low_rank
 from griffinlm.errors import GriffinError
 from griffinlm.executor import Engine
+from griffinlm.generation.draft_model import DraftModelExecutor
+from griffinlm.generation.speculation import SpeculatingEngine
 from griffinlm.language_model import LanguageModel, LoadedAdapter
 from griffinlm.quantization import recipe_of
+from griffinlm.recursive.first_loop import first_loop
 from griffinlm.state import NOTHING_PENDING, State
 from griffinlm.text import Tokenizer
 
@@ -34,6 +38,7 @@ def load(
     window_dtype: str | None = None,
     threads: int | None = None,
     adapters: Mapping[str, str | os.PathLike[str]] | None = None,
+    num_guesses: int | None = None,
 ) -> LanguageModel:
     """Loads a model directory, a bundled model by name, or a repository pulled before (`griffin pull`).
 
@@ -48,6 +53,8 @@ def load(
         threads: CPU threads; None is one for every core.
         adapters: by the name under which `LanguageModel.with_adapter` gives each, the directory of a low-rank adapter
             as PEFT writes it, or a tuned initial state, which is the file of a state of this model.
+        num_guesses: tokens that the first loop of a recursive model guesses, for the whole model to check them in one
+            go; no answer changes. None guesses nothing.
 
     Raises:
         GriffinError: no such model, damaged files, not enough memory, a combination that no engine has, or an adapter
@@ -68,12 +75,15 @@ def load(
     low_rank = {name: read_low_rank(path, checkpoint.config) for name, path in paths.items() if path.is_dir()}
     terms = {name: low_rank[name].terms if name in low_rank else {} for name in paths}
     if engine == "torch":
-        built = _torch_engine(checkpoint, device, weights or "float32", window_dtype, threads, terms)
+        built = _torch_engine(checkpoint, device, weights or "float32", window_dtype, threads, terms, num_guesses)
     else:
         if device != "cpu":
             raise LoadError(f"device is {device!r}; engine onnx runs on the cpu", hint="--engine torch")
         checkpoint = _with_weights(checkpoint, weights)
         built = _onnx_engine(checkpoint, window_dtype, threads, terms)
+        if num_guesses is not None:
+            drafter = _onnx_engine(first_loop(checkpoint), window_dtype, threads, {})
+            built = _with_drafter(built, drafter, num_guesses)
     tokenizer = None
     if checkpoint.tokenizer_directory is not None:
         tokenizer = Tokenizer.from_directory(checkpoint.tokenizer_directory)
@@ -156,6 +166,13 @@ def _loaded_adapter(path: Path, low_rank: LowRankAdapter | None, model: Language
     return LoadedAdapter(state.digest(), state.arrays())
 
 
+def _with_drafter(engine: Engine, drafter: Engine, num_guesses: int) -> Engine:
+    def make_executor(num_slots: int, capacity: int | None) -> DraftModelExecutor:
+        return DraftModelExecutor(engine.executor(num_slots, capacity), drafter.executor(num_slots, capacity))
+
+    return SpeculatingEngine(engine, make_executor, num_guesses)
+
+
 def _onnx_engine(
     checkpoint: Checkpoint, window_dtype: str | None, threads: int | None, adapters: AdapterTerms
 ) -> Engine:
@@ -174,6 +191,7 @@ def _torch_engine(
     window_dtype: str | None,
     threads: int | None,
     adapters: AdapterTerms,
+    num_guesses: int | None,
 ) -> Engine:
     try:
         import torch
@@ -194,4 +212,10 @@ def _torch_engine(
         ) from error
     if threads is not None:
         torch.set_num_threads(threads)
-    return build_engine(checkpoint.config, checkpoint.tensor, weights, window_dtype, device, adapters)
+    built = build_engine(checkpoint.config, checkpoint.tensor, weights, window_dtype, device, adapters)
+    if num_guesses is None:
+        return built
+    from griffinlm.model.drafting import TorchDraftingExecutor
+
+    first_loop(checkpoint)
+    return SpeculatingEngine(built, partial(TorchDraftingExecutor, built), num_guesses)

@@ -36,12 +36,13 @@ LOAD = {
     ],
 }
 
+TEXT = {"bits": [9.0, 8.0, 8.0, 8.0], "bits_read_anew": [9.0, 8.0, 9.0, 8.0], "bytes": [4, 4, 4, 4]}
 BASELINES = {
     "date": "2026-01-01",
     "text_settings": {"row_tokens": 8},
     "recall_settings": {"lengths": [8, 16], "tasks": {"induction_heads": 8, "selective_copying": 8}},
     "text": [
-        {"model": model, "long_texts": {"books": {"positions": [0, 4], "bits": [9.0, 8.0], "bytes": [4, 4]}}}
+        {"model": model, "long_texts": {"books": {"positions": [0, 4, 8, 12], **TEXT}}}
         for model in ("griffin", "hawk", "mqa")
     ],
     "recall": [
@@ -49,6 +50,18 @@ BASELINES = {
         for model in ("griffin", "hawk", "mqa")
         for task in ("induction_heads", "selective_copying")
         for share in (0.8, 1.0)
+    ],
+}
+
+THROUGHPUT = {
+    "date": "2026-01-01",
+    "processor": "some GPU",
+    "prompt_tokens": 2048,
+    "summary": [
+        {"model": model, "program": program, "new_tokens": number, "tokens_per_second": 900.0, "rows": 64}
+        for model in ("recurrentgemma-2b", "gemma-2b")
+        for program in ("griffinlm", "transformers")
+        for number in (128, 32_768)
     ],
 }
 
@@ -66,7 +79,8 @@ def test_sizes_need_no_record_and_the_newest_record_is_drawn(tmp_path):
     (results / "here-2026-01-01-cpu_peers.json").write_text(json.dumps(PEERS))
     (results / "here-2026-01-01-serve_load.json").write_text(json.dumps(LOAD))
     (results / "here-2026-01-01-baselines.json").write_text(json.dumps(BASELINES))
-    drawn = {"memory_and_speed.svg", "cpu_peers.svg", "serve_load.svg", "baselines.svg"}
+    (results / "gpu-2026-01-01-gpu_throughput.json").write_text(json.dumps(THROUGHPUT))
+    drawn = {"gpu_throughput.svg", "memory_and_speed.svg", "cpu_peers.svg", "serve_load.svg", "baselines.svg"}
     assert draw(results, tmp_path / "second") == {"state_sizes.svg", *drawn}
     for name in drawn:
         assert "<svg" in (tmp_path / "second" / name).read_text(encoding="utf-8")

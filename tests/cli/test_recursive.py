@@ -115,3 +115,12 @@ def test_the_transformers_face_and_tuning_refuse_shared_layers_in_one_line(griff
     griffin("recursive", eight_layers, tmp_path / "r", "--loops", "2")
     with pytest.raises(griffinlm.GriffinError, match="no layers that share parameters"):
         hf.GriffinForCausalLM.from_pretrained(tmp_path / "r")
+
+
+def test_a_model_that_guesses_by_its_first_loop_prints_the_same_text(griffin, eight_layers, tmp_path):
+    griffin("recursive", eight_layers, tmp_path / "r", "--loops", "2", "--rank", "4")
+    options = ("the hawk", "--model", tmp_path / "r", "--max-tokens", "12", "--seed", "5")
+    assert griffin("generate", *options, "--speculate", "2") == griffin("generate", *options)
+    run = griffin("generate", "the hawk", "--model", eight_layers, "--speculate", "2")
+    assert (run.status, run.out) == (2, "")
+    assert run.err.startswith("error: the model has no loops\nhint: ")

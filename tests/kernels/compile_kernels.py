@@ -37,8 +37,8 @@ FLOAT32 = (
 INTEGERS = {"reset": "u8", "lengths": "i64", "slots": "i64", "positions": "i64"}
 NOT_DIVISIBLE = ("num_tokens", "num_heads", "num_chunks", "num_splits")
 
-Case = tuple[str, Any, dict[str, Any], int, str]
-"""What it is, the kernel, its constants, warps, and the type of activations."""
+Case = tuple[str, Any, dict[str, Any], dict[str, int], str]
+"""What it is, the kernel, its constants, the compiler's options, and the type of activations."""
 
 
 def cases() -> Iterator[Case]:
@@ -46,12 +46,14 @@ def cases() -> Iterator[Case]:
         yield from scan_cases(dtype, has_lengths)
     for is_reverse in (False, True):
         sizes = {"MOST_CHUNKS": 16, "BLOCK": launch.CARRY_CHANNELS, "REVERSE": is_reverse}
-        yield f"carry {'reverse' if is_reverse else 'forward'}", kernels.carry_kernel, sizes, 4, "fp32"
-    for dtype in ("bf16", "fp32"):
-        sizes = {"HEADS": 16, "HEAD": 256, "BLOCK": local_attention.BLOCK_KEYS, "SPLIT": 128}
-        yield f"split {dtype}", local_attention.split_kernel, sizes, 4, dtype
+        yield f"carry {'reverse' if is_reverse else 'forward'}", kernels.carry_kernel, sizes, {}, "fp32"
+    for dtype, tile in (("bf16", local_attention.TILE_OF_16_BITS), ("fp32", local_attention.TILE_OF_FLOAT32)):
+        num_keys, num_warps, num_stages = tile
+        sizes = {"HEADS": 16, "HEAD": 256, "BLOCK": num_keys, "SPLIT": 128}
+        options = {"num_warps": num_warps, "num_stages": num_stages}
+        yield f"split {dtype}", local_attention.split_kernel, sizes, options, dtype
         most = {"SPLITS": local_attention.MOST_SPLITS, "HEAD": 256}
-        yield f"join {dtype}", local_attention.join_kernel, most, 4, dtype
+        yield f"join {dtype}", local_attention.join_kernel, most, {}, dtype
 
 
 def scan_cases(dtype: str, has_lengths: bool) -> Iterator[Case]:
@@ -63,11 +65,11 @@ def scan_cases(dtype: str, has_lengths: bool) -> Iterator[Case]:
         kernel = getattr(kernels, f"{direction}_kernel")
         for what, tiling in (("few", launch.FEW_TOKENS), ("many", many), ("summary", many)):
             constants = launch.constants(tiling._replace(chunk_tokens=512))
-            num_warps = constants.pop("num_warps")
+            options = {"num_warps": constants.pop("num_warps")}
             unused = ("entering", *outputs) if what == "summary" else ("product", "end")
             unused = unused if has_lengths else (*unused, "lengths")
             constants |= {"SUMMARY": what == "summary", **{f"{name}_ptr": None for name in unused}}
-            yield f"{direction} {what} {dtype}{' lengths' if has_lengths else ''}", kernel, constants, num_warps, dtype
+            yield f"{direction} {what} {dtype}{' lengths' if has_lengths else ''}", kernel, constants, options, dtype
 
 
 def type_of(name: str, dtype: str) -> str:
@@ -82,7 +84,7 @@ def type_of(name: str, dtype: str) -> str:
 
 def report(case: Case, capability: int) -> dict[str, Any]:
     """Registers, spilled bytes, shared memory and what the code has, of a kernel compiled for one kind of GPU."""
-    what, kernel, constants, num_warps, dtype = case
+    what, kernel, constants, options, dtype = case
     names = kernel.arg_names
     signature = {name: "constexpr" if name in constants else type_of(name, dtype) for name in names}
     # Pointers, widths and head sizes are multiples of 16 in every published model.
@@ -92,15 +94,15 @@ def report(case: Case, capability: int) -> dict[str, Any]:
         if signature[name] not in ("constexpr", "fp32") and name not in NOT_DIVISIBLE
     }
     source = ASTSource(kernel, signature, constants, attributes)
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": num_warps})
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     ptx = compiled.asm["ptx"]
     architecture = re.search(r"\.target (\w+)", ptx)
     assert architecture is not None
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "kernel.ptx")
         path.write_text(ptx, encoding="utf-8")
-        options = ["-v", "--gpu-name", architecture[1], "-o", path.with_suffix(".cubin"), path]
-        said = subprocess.run([PTXAS, *options], capture_output=True, text=True, check=True).stderr
+        command = [PTXAS, "-v", "--gpu-name", architecture[1], "-o", path.with_suffix(".cubin"), path]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
     registers = re.search(r"Used (\d+) registers", said)
     assert spills is not None

@@ -104,4 +104,4 @@ def test_split_has_at_most_as_many_parts_as_are_joined_at_once(num_rows, num_pla
     split = kernels.choose_split(num_rows, num_places, 132)
     assert split.bit_count() == 1
     assert -(-num_places // split) <= kernels.MOST_SPLITS
-    assert split == kernels.BLOCK_KEYS or num_rows * num_places // split <= kernels.PROGRAMS_A_PROCESSOR * 132
+    assert split == kernels.SMALLEST_SPLIT or num_rows * num_places // split <= kernels.PROGRAMS_A_PROCESSOR * 132

@@ -55,8 +55,10 @@ def test_bits_by_position_add_up_to_the_score_of_the_texts():
     assert model.tokenizer.bos_id is not None
     ids = [[model.tokenizer.bos_id, *model.tokenizer.encode(text)[:128]] for text in texts]
     sums = bits_by_position(model, ids, SMOKE_TEXT)
-    whole = -sum(float(model.score(one).sum()) for one in ids) / math.log(2.0)
-    assert sum(sums["bits"]) == pytest.approx(whole, abs=0.05 * len(sums["bits"]))
+    rows = [[one[0], *one[first : first + 16]] for one in ids for first in range(1, 129, 16)]
+    for name, read in (("bits", ids), ("bits_read_anew", rows)):
+        whole = -sum(float(model.score(one).sum()) for one in read) / math.log(2.0)
+        assert sum(sums[name]) == pytest.approx(whole, abs=0.05 * len(sums[name]))
     assert sums["positions"] == list(range(0, 128, 4))
     assert sum(sums["bytes"]) == sum(len(model.tokenizer.decode(one[1:]).encode("utf-8")) for one in ids)
 

@@ -52,6 +52,7 @@ def generate(
     json_schema: o.JsonSchema = None,
     seed: o.Seed = None,
     adapter: o.Adapter = None,
+    speculate: o.Speculate = None,
     threads: o.Threads = None,
     capacity: o.Capacity = None,
     state_in: Annotated[

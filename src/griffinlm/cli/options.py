@@ -46,6 +46,16 @@ Adapter = Annotated[
         help="Compute with a low-rank adapter (a directory of PEFT's), or begin from a tuned state (.safetensors).",
     ),
 ]
+Speculate = Annotated[
+    int | None,
+    typer.Option(
+        "--speculate",
+        metavar="N",
+        help="Let the first loop of a recursive model guess N tokens, which the whole model checks in one go. "
+        "No answer changes.",
+        min=1,
+    ),
+]
 Threads = Annotated[
     int | None, typer.Option("--threads", metavar="N", help="CPU threads; one for every core if not given.")
 ]
@@ -101,6 +111,8 @@ def load_model(given: dict[str, Any]) -> "LanguageModel":
 
     names = ("engine", "device", "weights", "window_dtype", "threads")
     chosen = {name: given[name] for name in names if name in given}
+    if given.get("speculate") is not None:
+        chosen["num_guesses"] = given["speculate"]
     if given.get("adapter") is None:
         return load(given["model"], **chosen)
     return load(given["model"], **chosen, adapters={CHOSEN: given["adapter"]}).with_adapter(CHOSEN)

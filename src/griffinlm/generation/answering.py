@@ -9,7 +9,7 @@ import numpy as np
 
 from griffinlm.errors import GriffinError
 from griffinlm.executor import Executor
-from griffinlm.generation.completion import Completion, Generation, with_last_pending, write_together
+from griffinlm.generation.completion import Completion, Generation, step_and_write, with_last_pending, write_together
 from griffinlm.generation.grammar import Matcher, schema_text
 from griffinlm.generation.parameters import SamplingParameters
 from griffinlm.generation.request import Request, TokenEvent
@@ -137,7 +137,12 @@ class Answers:
         num_answers: int = 1,
         adapter: str | None = None,
     ) -> None:
-        self._scheduler = Scheduler(executor, lambda ids: np.asarray([ids], np.int64), choose=write_together)
+        self._scheduler = Scheduler(
+            executor,
+            lambda ids: np.asarray([ids], np.int64),
+            choose=write_together,
+            step_and_choose=step_and_write,
+        )
         self._make_state = make_state
         self._completions: dict[Request, Completion] = {}
         self._results: dict[Request, Generation] = {}

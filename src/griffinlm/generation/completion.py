@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from griffinlm.executor import DrawingExecutor
 from griffinlm.generation.request import FinishReason
 from griffinlm.generation.sampling import Sampler, TokenLogProbability, choose_together
 from griffinlm.state import State
@@ -87,6 +88,11 @@ class Completion:
             self.log_probabilities.append(self._sampler.latest)
         self._push(token)
 
+    def _take_drawn(self, token: int) -> None:
+        """An executor has drawn a token."""
+        self._sampler.take_drawn(token)
+        self._push(token)
+
     def _push(self, token: int) -> None:
         self.token_ids.append(token)
         if self._stream is not None:
@@ -109,6 +115,33 @@ def write_together(completions: Sequence[Completion], logits: np.ndarray) -> lis
     for completion, token in zip(completions, found, strict=True):
         if not isinstance(token, Exception):
             completion._take(token)
+    return found
+
+
+def step_and_write(
+    executor: Any, completions: Sequence[Completion], slots: Sequence[int], tokens: Sequence[int]
+) -> list[int | Exception] | None:
+    """A step of the executor and `write_together` in one, where the executor draws and no answer has to see logits.
+
+    Each token is the one that `write_together` gives from the logits of `step`. None where this cannot be; then nothing
+    was done.
+
+    Raises:
+        GriffinError: as for the executor's `step`; nothing was done.
+    """
+    if not isinstance(executor, DrawingExecutor):
+        return None
+    draws = [draw for one in completions if (draw := one._sampler.next_draw()) is not None]
+    if len(draws) < len(completions):
+        return None
+    found: list[int | Exception] = []
+    drawn = executor.step_and_draw(slots, tokens, draws, completions[0]._sampler.num_choices)
+    for completion, token in zip(completions, drawn.tolist(), strict=True):
+        try:
+            completion._take_drawn(token)
+            found.append(token)
+        except Exception as error:  # Whatever goes wrong with one costs no other its token.
+            found.append(error)
     return found
 
 

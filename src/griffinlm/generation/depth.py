@@ -2,14 +2,14 @@
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from griffinlm.errors import GriffinError
 from griffinlm.generation.pace import WHOLE_CHUNK_TOKENS
 from griffinlm.generation.queue import check_group
-from griffinlm.generation.request import Choose, Remainder, Request, RequestError, TokenEvent, choose_each
+from griffinlm.generation.request import Choose, FinishReason, Remainder, Request, RequestError, TokenEvent, choose_each
 
 Batching = Literal["depth", "sequence", "lock_step"]
 
@@ -18,10 +18,8 @@ Batching = Literal["depth", "sequence", "lock_step"]
 class _Row:
     request: Request
     slot: int
-    token: int
-    """The last of the answer or, before it, of the prompt: the one in the loops."""
     depth: int = 0
-    """Loops that the token has been through."""
+    """Loops that the row's token has been through."""
     num_written: int = 0
 
 
@@ -81,21 +79,12 @@ class DepthScheduler:
                 raise RequestError(f"the request has a {name}; depth-wise batching takes none")
         self._waiting.append(request)
 
-    def cancel(self, request: Request) -> Remainder | None:
-        """Ends a request now; None where it has ended before. `request.resumed(remainder)` goes on exactly there."""
+    def cancel(self, request: Request) -> None:
+        """Ends a request now, without an event, wherever its token stands; nothing where it has ended before."""
         if request in self._waiting:
             self._waiting.remove(request)
-            return Remainder(request.state, list(request.prompt), 0)
-        if request not in self._rows:
-            return None
-        row = self._rows[request]
-        if not row.depth:
-            return self._stop(row)
-        # What has begun is finished, so that the remainder's state stands behind a whole token.
-        self._executor.leave([row.slot])
-        state = self._executor.export_state(row.slot)
-        self._drop(row)
-        return Remainder(state, [row.token], row.num_written)
+        elif request in self._rows:
+            self._drop(self._rows[request])
 
     def step(self) -> list[TokenEvent]:
         """Fills free slots, runs one loop of the rows whose turn it is, and writes the tokens of those at its end.
@@ -117,3 +106,68 @@ class DepthScheduler:
             if may or row.depth == self._executor.num_loops:
                 done.append(row)
         return events + self._write(done) if done else events
+
+    def _admit(self) -> list[TokenEvent]:
+        is_open = {
+            "depth": True,
+            "sequence": not any(row.depth for row in self._rows.values()),
+            "lock_step": not self._rows,
+        }[self._batching]
+        events = []
+        while is_open and self._waiting and self._free:
+            request = self._waiting.popleft()
+            row = _Row(request, heapq.heappop(self._free))
+            self._rows[request] = row
+            try:
+                self._read_prompt(row)
+            except GriffinError as error:
+                events.append(self._fail(row, error))
+        return events
+
+    def _read_prompt(self, row: _Row) -> None:
+        request, slot = row.request, row.slot
+        if request.adapter is not None:
+            self._executor.use_adapter(slot, request.adapter)
+        if request.state is not None:
+            self._executor.import_state(slot, request.state)
+        *before, last = request.prompt
+        for start in range(0, len(before), WHOLE_CHUNK_TOKENS):
+            chunk = self._make_chunk(before[start : start + WHOLE_CHUNK_TOKENS])
+            self._executor.prefill([slot], chunk, None, "none")
+        self._executor.enter([slot], [last])
+
+    def _write(self, rows: list[_Row]) -> list[TokenEvent]:
+        """The next token of every row, from where its last one left the loops; those that go on enter it."""
+        logits = self._executor.leave([row.slot for row in rows])
+        tokens = self._choose([row.request.chooser for row in rows], logits)
+        return [self._go_on(row, token) for row, token in zip(rows, tokens, strict=True)]
+
+    def _go_on(self, row: _Row, token: int | Exception) -> TokenEvent:
+        request = row.request
+        if isinstance(token, Exception):
+            return self._fail(row, token)
+        row.num_written, row.depth = row.num_written + 1, 0
+        try:
+            if token in request.end_ids or request.chooser.is_complete:
+                return self._end(row, token, "stop")
+            if row.num_written == request.max_tokens:
+                return self._end(row, token, "length")
+            self._executor.enter([row.slot], [token])
+        except Exception as error:  # The chooser and the token are the request's own; the other rows have theirs.
+            return self._fail(row, error)
+        return TokenEvent(request, token)
+
+    def _end(self, row: _Row, token: int, reason: FinishReason) -> TokenEvent:
+        state = self._executor.export_state(row.slot) if row.request.wants_state else None
+        self._drop(row)
+        return TokenEvent(row.request, token, reason, Remainder(state, [token], row.num_written))
+
+    def _fail(self, row: _Row, error: Exception) -> TokenEvent:
+        self._drop(row)
+        return TokenEvent(row.request, None, "error", error=error)
+
+    def _drop(self, row: _Row) -> None:
+        """Takes a row's slot back, and with it whatever its tokens owe."""
+        del self._rows[row.request]
+        self._executor.release(row.slot)
+        heapq.heappush(self._free, row.slot)

@@ -33,6 +33,12 @@ class TokenChooser(Chooser, Protocol):
 Choose = Callable[[Sequence[Any], Any], Sequence[int | Exception]]
 """The next token of every chooser, from a row of logits each; where one cannot choose, what it raised."""
 
+StepAndChoose = Callable[[Any, Sequence[Any], Sequence[int], Sequence[int]], Sequence[int | Exception] | None]
+"""A step of an executor and the choice after it in one: (executor, choosers, slots, tokens) to what `Choose` gives.
+
+None where the executor cannot or a chooser has to see its logits; then nothing was done.
+"""
+
 
 def choose_each(choosers: Sequence[TokenChooser], logits: Sequence[Any]) -> list[int | Exception]:
     """A `Choose` that asks one after the other."""

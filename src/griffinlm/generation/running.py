@@ -7,9 +7,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from griffinlm.executor import Engine
+from griffinlm.executor import Engine, Executor
 from griffinlm.generation.answering import GenerationError, GenerationOptions, new_completion
-from griffinlm.generation.completion import Completion, write_together
+from griffinlm.generation.completion import Completion, step_and_write, write_together
 from griffinlm.generation.job import End, Job, Piece, Usage
 from griffinlm.generation.keeping import Chain, Kept
 from griffinlm.generation.prompt_scores import PromptScores
@@ -153,6 +153,13 @@ class Row:
 def write_rows(rows: Sequence[Row], logits: np.ndarray) -> list[int | Exception]:
     """`write_together` for the answers of rows."""
     return write_together([row.completion for row in rows], logits)
+
+
+def step_rows(
+    executor: Executor, rows: Sequence[Row], slots: Sequence[int], tokens: Sequence[int]
+) -> list[int | Exception] | None:
+    """`step_and_write` for the answers of rows."""
+    return step_and_write(executor, [row.completion for row in rows], slots, tokens)
 
 
 @dataclass(eq=False)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from griffinlm.executor import Draw
 from griffinlm.generation.candidates import best_ids, draw_tokens, log_normaliser, uniforms
 from griffinlm.generation.grammar import Matcher
 from griffinlm.generation.parameters import SEEDS, SamplingError, SamplingParameters
@@ -60,6 +61,8 @@ class Sampler:
         """That of the parameters, or the one drawn where they have none."""
         self._position = first_position
         self._numbers = uniforms(self.seed, first_position)
+        self._number: float | None = None
+        """That of the next token, where it was looked at already."""
         self._penalised = parameters.repetition_penalty != 1.0
         self._num_choices = num_choices
         seen = {t for t in prompt if num_choices is None or t < num_choices} if self._penalised else set()
@@ -108,7 +111,39 @@ class Sampler:
         """
         for token in token_ids:
             self._remember(token)
-        self._numbers = uniforms(self.seed, self._position)
+        self._numbers, self._number = uniforms(self.seed, self._position), None
+
+    def next_draw(self) -> Draw | None:
+        """How the next token is drawn, where nothing of its logits but the token matters; None where more does.
+
+        The token that was drawn so is then told to `take_drawn`.
+        """
+        if self._is_adjusting or self._num_alternatives is not None:
+            return None
+        one = self.parameters
+        if one.temperature > 0 and self._number is None:
+            self._number = next(self._numbers)
+        return Draw(self._number or 0.0, one.temperature, one.top_k, one.top_p, one.min_p)
+
+    def take_drawn(self, token: int) -> None:
+        """The next token is the one that an executor drew by `next_draw`.
+
+        Raises:
+            SamplingError: the executor says that the best logit is not finite.
+        """
+        self._number = None
+        if token < 0:
+            raise SamplingError("the best logit is not finite")
+        self._remember(token)
+
+    @property
+    def num_choices(self) -> int | None:
+        """Ids from here on are never chosen; None chooses from all."""
+        return self._num_choices
+
+    def _next_number(self) -> float:
+        number, self._number = self._number, None
+        return next(self._numbers) if number is None else number
 
     @property
     def _is_adjusting(self) -> bool:
@@ -195,7 +230,7 @@ def _choose(samplers: Sequence[Sampler], logits: np.ndarray) -> list[int | Excep
     drawn = [row for row, one in enumerate(samplers) if one.parameters.temperature > 0 and row not in errors]
     if drawn:
         rows = adjusted if len(drawn) == len(samplers) else adjusted[drawn]
-        numbers = [next(samplers[row]._numbers) for row in drawn]
+        numbers = [samplers[row]._next_number() for row in drawn]
         tokens[drawn] = draw_tokens(rows, [samplers[row].parameters for row in drawn], numbers)
     found: list[int | Exception] = [*tokens.tolist()]
     for row, token in enumerate(tokens.tolist()):

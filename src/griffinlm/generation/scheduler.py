@@ -19,6 +19,7 @@ from griffinlm.generation.request import (
     Request,
     RequestError,
     StateEvent,
+    StepAndChoose,
     TokenEvent,
     choose_each,
 )
@@ -45,6 +46,8 @@ class Scheduler:
         may_leave: asked before a state leaves its slot with an event; until it says yes the state waits there. A yes
             is for one state. It is not asked for states that `cancel` gives.
         choose: gives the tokens of all rows of a step; it must not raise.
+        step_and_choose: asked first for every step; None goes by the executor's `step` and `choose` alone. It raises
+            only what the executor raises.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Scheduler:
         clock: Callable[[], float] = time.monotonic,
         may_leave: Callable[[], bool] = lambda: True,
         choose: Choose = choose_each,
+        step_and_choose: StepAndChoose | None = None,
     ) -> None:
         self._executor = executor
         self._make_chunk = make_chunk
@@ -62,6 +66,7 @@ class Scheduler:
         self._clock = clock
         self._may_leave = may_leave
         self._choose = choose
+        self._step_and_choose = step_and_choose
         self._order = count()
         self._pace = Pace()
         self._free = list(range(executor.num_slots))
@@ -341,25 +346,27 @@ class Scheduler:
         """The next request of the group writes its first token."""
         row = _Writing(group.requests.pop(0), slot)
         self._writing[row.request] = row
-        (event,) = self._take([row], logits)
-        return event
+        (token,) = self._choose([row.request.chooser], logits)
+        return self._go_on(row, token)
 
     def _write(self, rows: list[_Writing]) -> list[Event]:
         start = self._clock()
+        slots, tokens = [row.slot for row in rows], [row.last_token for row in rows]
+        choosers, logits, chosen = [row.request.chooser for row in rows], None, None
         try:
-            logits = self._executor.step([row.slot for row in rows], [row.last_token for row in rows])
+            if self._step_and_choose is not None:
+                chosen = self._step_and_choose(self._executor, choosers, slots, tokens)
+            if chosen is None:
+                logits = self._executor.step(slots, tokens)
         except GriffinError as error:
             if len(rows) == 1:
                 return [self._fail(rows[0], error)]
             # Executors refuse before they compute, so each can be tried on its own, and who is at fault ends alone.
             return [event for row in rows for event in self._write([row])]
         self._pace.stepped(self._clock() - start)
-        return self._take(rows, logits)
-
-    def _take(self, rows: list[_Writing], logits: Any) -> list[Event]:
-        """A token of each row, from a row of logits each."""
-        tokens = self._choose([row.request.chooser for row in rows], logits)
-        return [self._go_on(row, token) for row, token in zip(rows, tokens, strict=True)]
+        if chosen is None:
+            chosen = self._choose(choosers, logits)
+        return [self._go_on(row, token) for row, token in zip(rows, chosen, strict=True)]
 
     def _go_on(self, row: _Writing, token: int | Exception) -> TokenEvent:
         request = row.request

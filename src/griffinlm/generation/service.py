@@ -16,7 +16,7 @@ from griffinlm.generation.job import Counts, End, Event, Job
 from griffinlm.generation.keeping import SPARED_BY_RESUMED, Chain, Keeper, Kept
 from griffinlm.generation.queue import QueueFullError
 from griffinlm.generation.request import Request, StateEvent, TokenEvent
-from griffinlm.generation.running import Row, Running, ServedModel, find_in_store, tokenizer_of, write_rows
+from griffinlm.generation.running import Row, Running, ServedModel, find_in_store, step_rows, tokenizer_of, write_rows
 from griffinlm.generation.scheduler import Scheduler
 from griffinlm.generation.starting import Starter
 from griffinlm.generation.store import StateStore, StoreError
@@ -79,6 +79,7 @@ class GenerationService:
             clock,
             self._keeper.take_place,
             write_rows,
+            step_rows,
         )
         self._running: dict[Job, Running] = {}
         self._rows: dict[Request, Row] = {}

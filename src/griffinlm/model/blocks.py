@@ -11,6 +11,7 @@ from griffinlm.kernels.gated_gelu.blocked import gated_gelu
 from griffinlm.kernels.local_attention.operator import attention
 from griffinlm.kernels.local_attention.reference import write_ring
 from griffinlm.kernels.rotation.in_place import rotate
+from griffinlm.kernels.short_conv.reference import next_tail
 from griffinlm.model.layers import GatedMLP, RgLru, RMSNorm, ShortConv, rotation
 from griffinlm.model.low_rank import RowTerms, product
 
@@ -49,6 +50,8 @@ class Layout(NamedTuple):
     """[B], real tokens in each row; None where all are."""
     low_rank: Sequence[RowTerms] = ()
     """Terms that some rows add to the products of linear layers."""
+    inputs: list[tuple[Tensor, ...]] | None = None
+    """Where given, every temporal block adds the numbers that its state follows from without another product."""
 
 
 class RecurrentBlock(nn.Module):
@@ -69,9 +72,20 @@ class RecurrentBlock(nn.Module):
         hidden = x.new_zeros(x.shape[0], self.width, dtype=torch.float32) if state is None else state.hidden
         gate = product(self.linear_y, x, layout.low_rank)
         u = product(self.linear_x, x, layout.low_rank)
-        u, tail = self.conv(u, layout.positions, tail, layout.lengths)
-        u, hidden = self.rg_lru(u, layout.reset, hidden, layout.lengths, layout.low_rank)
+        read = u
+        u, tail = self.conv(read, layout.positions, tail, layout.lengths)
+        gates = self.rg_lru.gates(u, layout.low_rank)
+        if layout.inputs is not None:
+            layout.inputs.append((read, u, *gates))
+        u, hidden = self.rg_lru.scan(u, gates, layout.reset, hidden, layout.lengths)
         return product(self.linear_out, gated_gelu(gate, u), layout.low_rank), RecurrentState(hidden, tail)
+
+    def after(self, inputs: Sequence[Tensor], layout: Layout, state: RecurrentState) -> RecurrentState:
+        """The state after the first `layout.lengths` tokens of a call, of what the call has put into `inputs`."""
+        read, u, *gates = inputs
+        tail = next_tail(read, state.convolution, layout.lengths)
+        _, hidden = self.rg_lru.scan(u, gates, layout.reset, state.hidden, layout.lengths)
+        return RecurrentState(hidden, tail)
 
 
 class AttentionBlock(nn.Module):
@@ -90,28 +104,45 @@ class AttentionBlock(nn.Module):
 
     def project(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, T, N, H] and keys [B, T, H] after RoPE, and values [B, T, H]."""
+        query, key, value = (product(layer, x, layout.low_rank) for layer in (self.query, self.key, self.value))
+        return *self.rotated(query, key, layout), value
+
+    def rotated(self, query: Tensor, key: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Queries [B, T, N, H] and keys [B, T, H] after RoPE, of products [B, T, N H] and [B, T, H]."""
         cos, sin = rotation(layout.positions, self.config)
-        query = product(self.query, x, layout.low_rank).unflatten(-1, (self.config.num_heads, self.config.head_size))
-        query = rotate(query, cos, sin)
-        key = rotate(product(self.key, x, layout.low_rank)[:, :, None], cos, sin)[:, :, 0]
-        return query, key, product(self.value, x, layout.low_rank)
+        query = rotate(query.unflatten(-1, (self.config.num_heads, self.config.head_size)), cos, sin)
+        return query, rotate(key[:, :, None], cos, sin)[:, :, 0]
 
     def forward(self, x: Tensor, layout: Layout, state: AttentionState | None) -> tuple[Tensor, AttentionState]:
         query, key, value = self.project(x, layout)
+        out, after = self.mix(query, key, value, layout, state)
+        return product(self.output, out, layout.low_rank), after
+
+    def mix(
+        self, query: Tensor, key: Tensor, value: Tensor, layout: Layout, state: AttentionState | None
+    ) -> tuple[Tensor, AttentionState]:
+        """What each token sees of what was read, [B, T, N H], and the state after; arguments as `project` gives."""
         ring = None
         if state is not None:
             ring = (state.keys, state.values, layout.num_before)
             # What the ring will hold is what this call sees too, or a chunk would differ from its tokens one by one.
             key = key.to(state.keys.dtype).to(key.dtype)
             value = value.to(state.values.dtype).to(value.dtype)
+        if layout.inputs is not None:
+            layout.inputs.append((key, value))
         out = attention(query, key, value, layout.positions, self.window_tokens, ring)
         if state is None:
-            num_slots = x.shape[1] if self.window_tokens is None else self.window_tokens
-            empty = key.new_zeros(x.shape[0], num_slots, self.config.head_size)
+            num_slots = key.shape[1] if self.window_tokens is None else self.window_tokens
+            empty = key.new_zeros(key.shape[0], num_slots, self.config.head_size)
             state = AttentionState(empty, empty)
         keys = write_ring(state.keys, key, layout.positions)
         values = write_ring(state.values, value, layout.positions)
-        return product(self.output, out.flatten(-2), layout.low_rank), AttentionState(keys, values)
+        return out.flatten(-2), AttentionState(keys, values)
+
+    def after(self, inputs: Sequence[Tensor], layout: Layout, state: AttentionState) -> AttentionState:
+        """The state after the tokens of a call that have a position, of what the call has put into `inputs`."""
+        rings = zip(state, inputs, strict=True)
+        return AttentionState(*(write_ring(ring, new, layout.positions) for ring, new in rings))
 
 
 class ResidualBlock(nn.Module):
@@ -132,6 +163,12 @@ class ResidualBlock(nn.Module):
         temporal = self.recurrent if self.kind == "recurrent" else self.attention
         mixed, after = temporal(self.temporal_norm(x), layout, state)
         return self.join(x, mixed, layout), after
+
+    def after(self, inputs: Sequence[Tensor], layout: Layout, state: BlockState) -> BlockState:
+        """The temporal block's `after`."""
+        if isinstance(state, RecurrentState):
+            return self.recurrent.after(inputs, layout, state)
+        return self.attention.after(inputs, layout, state)
 
     def join(self, x: Tensor, mixed: Tensor, layout: Layout) -> Tensor:
         """What the block gives where its temporal part gave `mixed`."""

@@ -1,4 +1,4 @@
-"""One token a slot as a function over static tensors: nothing is allocated that lasts, and nothing waits for the device.
+"""One token a slot as a function over tensors that stay where they are; nothing in it waits for the device.
 
 This is the body of a CUDA graph. It runs without one too, on any device.
 """

@@ -80,7 +80,8 @@ def read(
         positions = num_before[:, None] + torch.arange(num_tokens, device=x.device)
     else:
         padding = positions < 0
-        if bool(padding.any()):
+        # A compiled call cannot ask: it moves rows without padding too, each token to where it stands.
+        if torch.compiler.is_compiling() or bool(padding.any()):
             # Padding moves to the end of its row, where causality already hides it from every real token.
             order = torch.argsort(padding.to(torch.uint8), dim=1, stable=True)
             x, positions = x.gather(1, order[..., None].expand_as(x)), positions.gather(1, order)

@@ -69,8 +69,17 @@ class RgLru(nn.Module):
         lengths: Tensor | None,
         low_rank: Sequence[RowTerms] = (),
     ) -> tuple[Tensor, Tensor]:
-        input_gate = product(self.input_gate, x, low_rank)
-        recurrence_gate = product(self.recurrence_gate, x, low_rank)
+        return self.scan(x, self.gates(x, low_rank), reset, initial, lengths)
+
+    def gates(self, x: Tensor, low_rank: Sequence[RowTerms] = ()) -> tuple[Tensor, Tensor]:
+        """The input gate and the recurrence gate, before their sigmoid."""
+        return product(self.input_gate, x, low_rank), product(self.recurrence_gate, x, low_rank)
+
+    def scan(
+        self, x: Tensor, gates: Sequence[Tensor], reset: Tensor, initial: Tensor, lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The rest, which reads no matrix."""
+        input_gate, recurrence_gate = gates
         return rg_lru(x, input_gate, recurrence_gate, self.a_param, reset, initial, lengths)
 
 

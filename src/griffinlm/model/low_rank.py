@@ -38,7 +38,11 @@ def product(layer: nn.Module, x: Tensor, low_rank: Sequence[RowTerms] = ()) -> T
 
     A term and the sum with it are computed in the term's type, whatever that of x. Other rows keep their bits.
     """
-    y = layer(x)
+    return add_terms(layer(x), layer, x, low_rank)
+
+
+def add_terms(y: Tensor, layer: nn.Module, x: Tensor, low_rank: Sequence[RowTerms]) -> Tensor:
+    """The layer's product y [B, ...] of x [B, ...] with the terms that some rows add to it, written into y."""
     for rows, terms in low_rank:
         term = terms.get(layer)
         if term is not None:

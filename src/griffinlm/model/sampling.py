@@ -103,9 +103,8 @@ def _first_above(reached: Tensor, numbers: Tensor) -> Tensor:
 def _kept(logits: Tensor, temperatures: Tensor, draws: Draws) -> Tensor:
     """Which tokens [B, V] are left by top-k, of these by top-p, and of these by min-p."""
     ordered, ids = logits.sort(dim=1, descending=True, stable=True)
-    last = ordered.gather(1, (draws.top_k - 1)[:, None])
+    last = ordered.gather(1, draws.top_k.clamp(max=logits.shape[1])[:, None] - 1)
     best = ordered[:, :1].double()
-    # -inf is kept by no cut: it weighs nothing, and equals of it would be counted as ties.
     is_left = ordered >= last
     weights = torch.exp((ordered.double() - best) / temperatures[:, None]) * is_left
     reached = weights.cumsum(dim=1)

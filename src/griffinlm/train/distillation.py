@@ -38,11 +38,12 @@ class Distillation(Objective):
         is_counted = (labels != IGNORED).flatten()
         expected, found = expected.flatten(0, 1)[is_counted], found.flatten(0, 1)[is_counted]
         wanted = labels.flatten()[is_counted]
+        # Read once: under fake quantization every reading rounds the matrix anew.
+        weights = griffin.embedding.weight, teacher.embedding.weight
+        caps = griffin.config.logit_soft_cap, teacher.config.logit_soft_cap
         loss = torch.zeros((), dtype=torch.float32, device=found.device)
         for start in range(0, len(found), self.loss_chunk_tokens):
             piece = slice(start, start + self.loss_chunk_tokens)
-            weights = griffin.embedding.weight, teacher.embedding.weight
-            caps = griffin.config.logit_soft_cap, teacher.config.logit_soft_cap
             given = found[piece], expected[piece], wanted[piece], weights, caps, self._share
             part = checkpoint(_loss_of_chunk, *given, use_reentrant=False)
             assert isinstance(part, Tensor)

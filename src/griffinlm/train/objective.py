@@ -22,9 +22,12 @@ class Objective(nn.Module):
         self.loss_chunk_tokens = loss_chunk_tokens
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None
+        self, tokens: Tensor, positions: Tensor | None, labels: Tensor, num_items_in_batch: Tensor | int | None = None
     ) -> dict[str, Tensor]:
-        """The loss of rows [B, T] over `num_items_in_batch` labels; the sum over labels if that is None."""
+        """The loss of rows [B, T] over `num_items_in_batch` labels; the sum over labels if that is None.
+
+        Without positions every row is one document.
+        """
         griffin = self.griffin
         call = recomputed if griffin.gradient_checkpointing and torch.is_grad_enabled() else nn.Module.__call__
         x = griffin.embedding(tokens) * griffin.config.embedding_scale

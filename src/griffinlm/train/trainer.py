@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]  (made on import)
+from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
@@ -111,7 +111,7 @@ class RunTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             self._checkpoints.load(Path(checkpoint), self._trained, self._adamw)
-            assert self.lr_scheduler is not None
+            assert isinstance(self.lr_scheduler, LambdaLR)
             self.lr_scheduler.last_epoch = self.state.global_step
 
     def _clip_grad_norm(self, model: Any) -> Any:

@@ -103,6 +103,7 @@ class TuningTrainer(RunTrainer, SFTTrainer):
 
     @property
     def _trained(self) -> nn.Module:
+        assert self.model is not None
         return TrainedParameters(self.model)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:

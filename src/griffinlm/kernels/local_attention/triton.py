@@ -3,8 +3,10 @@
 The ring is split among programs. Each gives a partial softmax, a second kernel joins them. Keys stand in the ring
 after RoPE, so their order does not matter. Heads are rows of a matrix product, at least 16.
 
-Not handled here: more than one token a row, gradients.
+Not handled here: more than one token a row, gradients, float64.
 """
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -12,10 +14,23 @@ import triton.language as tl
 from torch import Tensor
 
 PROGRAMS_A_PROCESSOR = 2
-BLOCK_KEYS = 64
-MOST_SPLITS = 32
+SMALLEST_SPLIT, MOST_SPLITS = 64, 32
 NOTHING = tl.constexpr(-1.0e30)
 """Maximum of no scores: finite, so that its difference from another is a number."""
+
+
+class Tile(NamedTuple):
+    """How a program goes over its part of a ring."""
+
+    num_keys: int
+    """Keys at a time, a power of two."""
+    num_warps: int
+    num_stages: int
+
+
+# No register is spilled at 256 channels a head.
+TILE_OF_16_BITS = Tile(64, num_warps=4, num_stages=2)
+TILE_OF_FLOAT32 = Tile(32, num_warps=8, num_stages=1)
 
 
 @triton.jit
@@ -120,7 +135,7 @@ def join_kernel(
 def choose_split(num_rows: int, num_places: int, num_processors: int) -> int:
     """Places of a program, a power of two: enough programs to fill the device, at most `MOST_SPLITS` a row."""
     wanted = min(triton.cdiv(PROGRAMS_A_PROCESSOR * num_processors, num_rows), MOST_SPLITS)
-    return max(BLOCK_KEYS, triton.next_power_of_2(triton.cdiv(num_places, wanted)))
+    return max(SMALLEST_SPLIT, triton.next_power_of_2(triton.cdiv(num_places, wanted)))
 
 
 def decode(
@@ -140,27 +155,13 @@ def decode(
     sums = query.new_empty(num_rows, num_splits, num_heads, head_size, dtype=torch.float32)
     maxima, totals = (sums.new_empty(num_rows, num_splits, num_heads) for _ in range(2))
     out = torch.empty_like(query)
-    block, head = min(BLOCK_KEYS, split_places), max(16, triton.next_power_of_2(head_size))
-    sizes = (head_size**-0.5, num_heads, head_size, num_places)
-    heads = max(16, triton.next_power_of_2(num_heads))
+    block, num_warps, num_stages = TILE_OF_FLOAT32 if query.dtype == torch.float32 else TILE_OF_16_BITS
+    options = {"num_warps": num_warps, "num_stages": num_stages}
+    heads, head = (max(16, triton.next_power_of_2(size)) for size in (num_heads, head_size))
+    sizes = (head_size**-0.5, num_heads, head_size, num_places, heads, head, block, split_places)
     with torch.cuda.device_of(query):
-        split_kernel[(num_splits, num_rows)](
-            query,
-            key,
-            value,
-            keys,
-            values,
-            slots,
-            positions,
-            sums,
-            maxima,
-            totals,
-            *sizes,
-            heads,
-            head,
-            block,
-            split_places,
-        )
+        tensors = (query, key, value, keys, values, slots, positions, sums, maxima, totals)
+        split_kernel[(num_splits, num_rows)](*tensors, *sizes, **options)
         join_kernel[(num_heads, num_rows)](
             sums, maxima, totals, out, num_splits, num_heads, head_size, triton.next_power_of_2(num_splits), head
         )

@@ -1,0 +1,96 @@
+"""How long does a token take at 1 to 64 conversations, and how near is that to the bandwidth of memory?
+
+RecurrentGemma-2B and Gemma-2B shapes in bfloat16 after 4,096 tokens: reading a token, its logits and the draw of the
+next one are one CUDA graph. The bound is the time in which a copy moves the weights and the states.
+"""
+
+import sys
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from gpu.measuring import Bench, Record
+from gpu.models import (
+    config_of,
+    decoding_by,
+    filled_state,
+    random_model,
+    sampling_step,
+    sdpa_at,
+    shortened,
+    state_bytes,
+)
+from griffinlm.kernels.local_attention.operator import decode_attention
+from griffinlm.model.decoding import read_token
+from griffinlm.model.griffin import Griffin
+
+MODELS = ("recurrentgemma-2b", "gemma-2b")
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+POSITION, ROOM = 4096, 64
+CHECKED_LAYERS, CHECKED_TOKENS, ALLOWED = 3, 5, 5e-2
+"""Two ways of computing a few layers in bfloat16 stay as near as that, relative to the largest logit."""
+
+
+@torch.inference_mode()
+def check(bench: Bench, preset: str) -> Record:
+    """Tokens one by one in place give the logits of one call."""
+    config = config_of(bench, preset)
+    config = config if bench.smoke else shortened(config, CHECKED_LAYERS)
+    model = random_model(config, bench.device, bench.dtype)
+    tokens = torch.randint(config.vocab_size, (2, CHECKED_TOKENS), device=bench.device)
+    state = filled_state(model, 2, 0, CHECKED_TOKENS)
+    for kept in (kept for block in state.blocks for kept in block):
+        kept.zero_()
+    slots = torch.arange(2, device=bench.device)
+    expected = model(tokens)[0]
+    # On a CPU the kernel runs in Triton's interpreter.
+    with decoding_by(decode_attention):
+        found = torch.stack([read_token(model, state, slots, tokens[:, t]) for t in range(CHECKED_TOKENS)], dim=1)
+    distance = float((found - expected).abs().max() / expected.abs().max())
+    if not distance <= ALLOWED:
+        raise RuntimeError(f"{preset}: the step is {distance:.2g} from the call")
+    return {"largest_disagreement": distance}
+
+
+@torch.inference_mode()
+def step_seconds(bench: Bench, model: Griffin, rows: int, position: int, by_sdpa: bool = False) -> float:
+    """Of one replay with so many rows at that position."""
+    state = filled_state(model, rows, position, ROOM)
+    with decoding_by(sdpa_at(position)) if by_sdpa else nullcontext():
+        step = sampling_step(model, state)
+        seconds = bench.seconds(step)
+        if int(step().min()) < 0:
+            raise RuntimeError("the best logit of a row is not finite")
+    return seconds
+
+
+def decode(bench: Bench, model: Griffin, rows: int, position: int, bandwidth: float) -> dict[str, Any]:
+    seconds = step_seconds(bench, model, rows, position)
+    element = model.embedding.weight.element_size()
+    weights = sum(parameter.numel() for parameter in model.parameters()) * element
+    bound = (weights + rows * state_bytes(model.config, position, element)) / bandwidth
+    return {
+        "seconds_per_step": seconds,
+        "tokens_per_second": rows / seconds,
+        "bound_seconds": bound,
+        "share_of_bound": bound / seconds,
+    }
+
+
+def main() -> int:
+    bench = Bench("decode", __doc__)
+    bandwidth = bench.facts["copy_bytes_per_second"] = bench.copy_bandwidth()
+    for preset in MODELS:
+        if bench.measure({"model": preset, "program": "check"}, lambda preset=preset: check(bench, preset)) is None:
+            continue
+        model = random_model(config_of(bench, preset), bench.device, bench.dtype)
+        for rows in BATCHES[:2] if bench.smoke else BATCHES:
+            what = {"model": preset, "program": "griffinlm", "rows": rows, "position": 9 if bench.smoke else POSITION}
+            bench.measure(what, lambda w=what, m=model: decode(bench, m, w["rows"], w["position"], bandwidth))
+        del model
+    return bench.finish()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
