@@ -243,6 +243,26 @@ def draw_gpu_throughput(record: dict, path: Path) -> None:
     plt.close(figure)
 
 
+def draw_depthwise(record: dict, path: Path) -> None:
+    """Rows in each loop at every step of depth-wise batching, of the run with the most rows and the fewest loops."""
+    run = min(record["runs"], key=lambda run: (-run["rows"], run["loops_a_token"]))
+    figure, axes = plt.subplots(layout="constrained")
+    rows = np.asarray(run["rows_by_loop"]).T
+    names = [f"loop {loop + 1}" for loop in range(len(rows))]
+    shades = plt.get_cmap("Blues")(np.linspace(0.4, 0.9, len(rows)))
+    axes.stackplot(np.arange(rows.shape[1]), rows, labels=names, colors=list(shades), step="mid")
+    axes.set_ylim(0, run["rows"])
+    axes.set_xlabel("step, one loop of all rows")
+    axes.set_ylabel("rows in flight")
+    axes.set_title(
+        f"{run['loops_a_token']:.2f} of {run['loops']} loops a token, {run['equal_tokens']:.0%} of tokens equal",
+        fontsize=10,
+    )
+    figure.legend(frameon=False, loc="outside right upper")
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
 def newest(results: Path, benchmark: str) -> dict | None:
     """The record of `benchmark` with the latest date."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob(f"*-{benchmark}.json"))]
@@ -263,6 +283,7 @@ def main() -> None:
         ("serve_load", draw_serve_load),
         ("baselines", draw_baselines),
         ("gpu_throughput", draw_gpu_throughput),
+        ("depthwise", draw_depthwise),
     ):
         record = newest(options.results, name)
         if record is not None:

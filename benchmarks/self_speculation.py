@@ -72,20 +72,20 @@ def measured(
     }
 
 
-def prompts_of(model: griffinlm.LanguageModel, text: Path, num_prompts: int) -> list[list[int]]:
-    """Pieces of a text at regular distances.
-
-    Raises:
-        GriffinError: it is too short, or cannot be read.
-    """
+def ids_of(model: griffinlm.LanguageModel, text: Path) -> list[int]:
+    """The tokens of a text file; GriffinError where it cannot be read."""
     try:
-        ids = model.tokenizer.encode(text.read_text(encoding="utf-8"))
+        return model.tokenizer.encode(text.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise GriffinError(f"{text} cannot be read: {error}") from None
-    if len(ids) < num_prompts * PROMPT_TOKENS:
-        raise GriffinError(f"{text} has {len(ids)} tokens; {num_prompts} prompts of {PROMPT_TOKENS} are wanted")
-    distance = len(ids) // num_prompts
-    return [ids[start * distance :][:PROMPT_TOKENS] for start in range(num_prompts)]
+
+
+def pieces_of(ids: Sequence[int], num_pieces: int, num_tokens: int) -> list[list[int]]:
+    """Pieces of a text at regular distances; GriffinError where it is too short."""
+    if len(ids) < num_pieces * num_tokens:
+        raise GriffinError(f"the text has {len(ids)} tokens; {num_pieces} pieces of {num_tokens} are wanted")
+    distance = len(ids) // num_pieces
+    return [list(ids[start * distance :][:num_tokens]) for start in range(num_pieces)]
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str]) -> None:
     given = parser.parse_args(arguments)
     chosen = {"engine": given.engine, "weights": given.weights, "threads": given.threads}
     plain = griffinlm.load(given.model, **chosen)
-    prompts = prompts_of(plain, given.text, given.prompts)
+    prompts = pieces_of(ids_of(plain, given.text), given.prompts, PROMPT_TOKENS)
     report = {**header("self_speculation", arguments), **chosen, "guesses": {}}
     for num_guesses in given.guesses:
         guessing = griffinlm.load(given.model, num_guesses=num_guesses, **chosen)

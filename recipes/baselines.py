@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import re
-import shlex
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -169,10 +168,10 @@ def processor() -> str:
     return found[1] if found else platform.processor() or platform.machine()
 
 
-def record(arguments: Sequence[str], text: TextScale, recall: RecallScale, found: dict[str, Any]) -> dict[str, Any]:
+def record(num_seeds: int, text: TextScale, recall: RecallScale, found: dict[str, Any]) -> dict[str, Any]:
     """What was found, with command, date, processor, versions and settings."""
     return {
-        "command": shlex.join(["python", "recipes/baselines.py", *arguments]),
+        "command": f"python recipes/baselines.py DATA WORK --seeds {num_seeds} --out benchmarks/results",
         "date": datetime.date.today().isoformat(),
         "processor": processor(),
         "python": platform.python_version(),
@@ -201,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", *([f"hint: {error.hint}"] if error.hint else []), sep="\n", file=sys.stderr)
         return 2
     if options.out is not None:
-        report = record(sys.argv[1:] if arguments is None else arguments, text, recall, found)
+        report = record(options.seeds, text, recall, found)
         device = re.sub(r"[^a-z0-9]+", "-", report["processor"].lower()).strip("-")
         options.out.mkdir(parents=True, exist_ok=True)
         path = options.out / f"{device}-{report['date']}-baselines.json"

@@ -17,7 +17,9 @@ NEIGHBOURS = {("presets", "config"), ("config", "presets")}
 TORCH_ROOMS = {"kernels", "model", "hf", "train"}
 LAZY_TORCH = {"griffinlm.checkpoint.deepmind", "griffinlm.loading"}
 """Modules that may import torch where a function runs: a .pt file is torch's own; load() says when torch is missing."""
-PLAIN_MODULES = {f"griffinlm.generation.{name}" for name in ("scheduler", "request", "queue", "pace", "budget", "depth")}
+PLAIN_MODULES = {
+    f"griffinlm.generation.{name}" for name in ("scheduler", "request", "queue", "pace", "budget", "depth")
+}
 MOST_LINES = 450
 DRAWERS = {"utils", "util", "helpers", "helper", "common", "misc"}
 CONFIG_CLASSES = ("ModelConfig", "RecurrentConfig", "AttentionConfig", "RecursionConfig")

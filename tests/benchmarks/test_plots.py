@@ -65,6 +65,14 @@ THROUGHPUT = {
     ],
 }
 
+DEPTHWISE = {
+    "date": "2026-01-01",
+    "runs": [
+        {"rows": 8, "loops": 2, "loops_a_token": mean, "equal_tokens": 0.9, "rows_by_loop": [[8, 0], [3, 5], [6, 2]]}
+        for mean in (1.5, 2.0)
+    ],
+}
+
 
 def draw(results: Path, pictures: Path) -> set[str]:
     subprocess.run([sys.executable, ROOT / "benchmarks" / "plots.py", results, pictures], check=True)
@@ -80,7 +88,15 @@ def test_sizes_need_no_record_and_the_newest_record_is_drawn(tmp_path):
     (results / "here-2026-01-01-serve_load.json").write_text(json.dumps(LOAD))
     (results / "here-2026-01-01-baselines.json").write_text(json.dumps(BASELINES))
     (results / "gpu-2026-01-01-gpu_throughput.json").write_text(json.dumps(THROUGHPUT))
-    drawn = {"gpu_throughput.svg", "memory_and_speed.svg", "cpu_peers.svg", "serve_load.svg", "baselines.svg"}
+    (results / "here-2026-01-01-depthwise.json").write_text(json.dumps(DEPTHWISE))
+    drawn = {
+        "depthwise.svg",
+        "gpu_throughput.svg",
+        "memory_and_speed.svg",
+        "cpu_peers.svg",
+        "serve_load.svg",
+        "baselines.svg",
+    }
     assert draw(results, tmp_path / "second") == {"state_sizes.svg", *drawn}
     for name in drawn:
         assert "<svg" in (tmp_path / "second" / name).read_text(encoding="utf-8")

@@ -37,4 +37,6 @@ def test_two_processes_tune_as_one_does(tmp_path: Path, tiny_model_directory: Pa
     config = open_checkpoint(tiny_model_directory).config
     expected, found = (read_low_rank(output / "adapter", config).terms for output in (one.output, two))
     for name, term in found.items():
-        np.testing.assert_allclose(term.up, expected[name].up, rtol=1e-3, atol=1e-5, err_msg=name)
+        # By norm: Adam divides a gradient by its own size, so that an entry whose gradient is near 0 has few digits.
+        difference = np.linalg.norm(term.up - expected[name].up)
+        assert difference <= 1e-4 * np.linalg.norm(expected[name].up), name
