@@ -5,7 +5,7 @@ from unittest import mock
 import pytest
 import torch
 from documents import rows
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_local_attention import Call, seeds, windows
 from tolerances import assert_agree
@@ -14,6 +14,7 @@ from torch.nn.attention.flex_attention import create_mask
 from griffinlm.kernels.local_attention import flex, operator, reference
 
 
+@settings(max_examples=20)
 @given(rows(), windows, seeds, st.booleans())
 def test_mask_shows_the_keys_of_the_definition(drawn, window, seed, has_ring):
     call = Call(drawn, window, torch.float64, seed)

@@ -25,7 +25,7 @@ class Distillation(Objective):
         self._teacher = (teacher.eval().requires_grad_(False),)
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None
+        self, tokens: Tensor, positions: Tensor | None, labels: Tensor, num_items_in_batch: Tensor | int | None = None
     ) -> dict[str, Tensor]:
         """The loss in nats, summed over the tokens with a label, over `num_items_in_batch` if given."""
         if not self.training:
@@ -78,7 +78,7 @@ def _log_probabilities(x: Tensor, embedding: Tensor, soft_cap: float | None) -> 
     return torch.log_softmax(logits, dim=-1)
 
 
-def _hidden(griffin: Griffin, tokens: Tensor, positions: Tensor, call: BlockCall) -> Tensor:
+def _hidden(griffin: Griffin, tokens: Tensor, positions: Tensor | None, call: BlockCall) -> Tensor:
     """[B, T, D] after the final norm."""
     x = griffin.embedding(tokens) * griffin.config.embedding_scale
     reading = read(griffin.config, griffin.layers, x, None, positions, call)

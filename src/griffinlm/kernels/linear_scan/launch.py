@@ -1,5 +1,9 @@
 """How the RG-LRU's kernels are launched: tiles, chunks, and the passes of a sequence that is split."""
 
+# Triton compiles what pyright reads as Python.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+# pyright: reportReturnType=false, reportAttributeAccessIssue=false
+
 from typing import NamedTuple
 
 import torch

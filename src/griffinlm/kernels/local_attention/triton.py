@@ -6,6 +6,10 @@ after RoPE, so their order does not matter. Heads are rows of a matrix product, 
 Not handled here: more than one token a row, gradients, float64.
 """
 
+# Triton compiles what pyright reads as Python.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+# pyright: reportReturnType=false, reportAttributeAccessIssue=false
+
 from typing import NamedTuple
 
 import torch
