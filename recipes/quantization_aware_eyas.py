@@ -113,18 +113,27 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="directory of the runs")
     parser.add_argument("--steps", type=int, default=100, help="optimizer steps of 4,096 tokens (default: 100)")
     parser.add_argument("--learning-rate", type=float, default=3e-4, help="(default: 3e-4)")
+    parser.add_argument("--second-steps", type=int, default=0, help="a second taught run that goes on from the first")
+    parser.add_argument("--second-learning-rate", type=float, default=1e-4, help="(default: 1e-4)")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="(default: float32)")
     parser.add_argument("--bytes", type=int, default=100_000, help="held-out bytes of each source (default: 100000)")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     write_training_text(options.data, options.work)
     texts = list(held_out(options.data, options.bytes))
+    teacher = f"teacher={find_model('eyas')}"
     models = {
         "eyas": find_model("eyas"),
         "trained on in float32": trained(options.work, "float32", options),
         "trained on under int4": trained(options.work, "int4", options, GRID),
-        "taught by itself under int4": trained(options.work, "taught", options, GRID, f"teacher={find_model('eyas')}"),
+        "taught by itself under int4": trained(options.work, "taught", options, GRID, teacher),
     }
+    if options.second_steps:
+        second = argparse.Namespace(
+            steps=options.second_steps, learning_rate=options.second_learning_rate, precision=options.precision
+        )
+        first = f"model.directory={models['taught by itself under int4']}"
+        models["taught twice"] = trained(options.work, "taught-twice", second, GRID, teacher, first, "seed=1")
     figures = {name: bits_per_byte(model, options.work, texts) for name, model in models.items()}
     (options.work / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     eyas, plain, *aware = figures.values()
