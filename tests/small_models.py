@@ -25,14 +25,16 @@ PATTERNS = {
 
 
 @st.composite
-def configs(draw: st.DrawFn, patterns: tuple[str, ...] = tuple(PATTERNS)) -> ModelConfig:
+def configs(
+    draw: st.DrawFn, patterns: tuple[str, ...] = tuple(PATTERNS), *, may_be_recursive: bool = True
+) -> ModelConfig:
     """Tiny configurations whose sizes are multiples of nothing, ending in any kind of block.
 
     Up to four layers, or a few more in a recursive model.
     """
     pattern = PATTERNS[draw(st.sampled_from(patterns))]
     num_layers, recursion = draw(st.integers(1, 4)), None
-    if draw(st.integers(0, 2)) == 0:
+    if may_be_recursive and draw(st.integers(0, 2)) == 0:
         recursion = draw(recursions())
         num_layers = recursion.num_loops * len(pattern) * draw(st.integers(1, 2 if len(pattern) == 1 else 1))
         num_layers += draw(st.integers(0, 1))
@@ -129,9 +131,11 @@ def cases(
     patterns: tuple[str, ...] = tuple(PATTERNS),
     num_rows: st.SearchStrategy[int] | None = None,
     dtype: torch.dtype = torch.float32,
+    *,
+    may_be_recursive: bool = True,
 ) -> Case:
     """A random small model and one to three rows of random tokens of an interesting length."""
-    config = draw(configs(patterns))
+    config = draw(configs(patterns, may_be_recursive=may_be_recursive))
     shape = draw(st.integers(1, 3) if num_rows is None else num_rows), draw(interesting_lengths(config))
     seed = draw(st.integers(0, 2**31))
     tokens = torch.randint(config.vocab_size, shape, generator=torch.Generator().manual_seed(seed))

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import httpx
@@ -45,7 +46,9 @@ def test_a_fault_in_a_route_is_500_in_openais_form(tiny_model_directory, logs):
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.get("/faulty")
 
-    response = asyncio.run(ask())
+    # In a thread of its own: a browser test may have left an event loop running in this one.
+    with ThreadPoolExecutor(1) as thread:
+        response = thread.submit(asyncio.run, ask()).result()
     assert response.status_code == 500
     assert response.json()["error"]["code"] == "internal_error"
     assert response.headers["x-should-retry"] == "false"
