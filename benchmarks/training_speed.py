@@ -14,13 +14,8 @@ A second pair, `bfloat16_products`, lets both round the factors of float32 produ
 
 import argparse
 import dataclasses
-import datetime
 import json
 import math
-import os
-import platform
-import re
-import shlex
 import statistics
 import subprocess
 import sys
@@ -31,9 +26,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from report import processor
+from report import header, write
 
-import griffinlm
 from griffinlm.checkpoint.huggingface_config import to_huggingface
 from griffinlm.config import AttentionConfig, ModelConfig, RecurrentConfig
 from griffinlm.errors import GriffinError
@@ -211,17 +205,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except GriffinError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    today = datetime.date.today().isoformat()
     report = {
-        "command": shlex.join(
-            ["python", "benchmarks/training_speed.py", *(sys.argv[1:] if arguments is None else arguments)]
-        ),
-        "date": today,
-        "processor": processor(),
-        "logical_cores": os.cpu_count(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "griffinlm": griffinlm.__version__,
+        **header("training_speed", sys.argv[1:] if arguments is None else arguments),
         "transformers": version("transformers"),
         "torch": version("torch"),
         "config": (SMOKE_CONFIG if options.smoke else CONFIG).to_dict(),
@@ -232,10 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "targets_met": results["speed_ratio"] >= SPEED_TARGET and results["memory_ratio"] <= MEMORY_TARGET,
     }
     if options.out is not None:
-        device = re.sub(r"[^a-z0-9]+", "-", report["processor"].lower()).strip("-")
-        options.out.mkdir(parents=True, exist_ok=True)
-        path = options.out / f"{device}-{today}-training_speed.json"
-        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write(report, "training_speed", options.out)
     print(json.dumps(report if options.json else without_runs(report), indent=None if options.json else 2))
     return 0
 
