@@ -43,6 +43,8 @@ SPEED_TARGET, PACE_TARGET, START_TARGET, SIZE_TARGET = 0.90, 3.0, 0.05, 0.25
 NUM_STEPS_DISCARDED = 3
 MESSAGE_TOKENS, ANSWER_TOKENS = 32, 2
 """Of a turn of a conversation of many turns."""
+NUM_LAST_TURNS = 5
+"""Of a conversation of many turns; their median stands for the last one."""
 VOCABULARIES = (4_096, 32_768, 256_000)
 CUTS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -197,17 +199,21 @@ def second_turn(
 def later_turns(
     model: griffinlm.LanguageModel, prompt_tokens: int, num_turns: int, num_rounds: int, memory_bytes: int
 ) -> dict[str, Any]:
-    """The second turn of conversations that begin with a long prompt (medians), and the last of one of many turns."""
+    """Medians of the second turn of conversations with a long first one, and of the last ones of one of many turns."""
     with tempfile.TemporaryDirectory() as folder:
         store = StateStore(model, Path(folder) / "store", memory_bytes=memory_bytes, disk_bytes=LARGE_BYTES)
         service = GenerationService(model, store, num_slots=1)
         seconds = [second_turn(service, model, prompt_tokens, seed) for seed in range(num_rounds)]
         second, fresh = (statistics.median(found) for found in zip(*seconds, strict=True))
-        before, known, last = store.counts().record_bytes, [], 0.0
+        before, known, turns = store.counts().record_bytes, [], []
         each = max(MESSAGE_TOKENS, prompt_tokens // num_turns - ANSWER_TOKENS)
         for number in range(num_turns):
-            last, known = turn(service, known + document(model, each, 2 + number))
-        fresh_last, _ = turn(service, known[:-ANSWER_TOKENS], is_kept=False)
+            of_turn, known = turn(service, known + document(model, each, 2 + number))
+            turns.append(of_turn)
+        last = statistics.median(turns[-NUM_LAST_TURNS:])
+        fresh_last = statistics.median(
+            turn(service, known[:-ANSWER_TOKENS], is_kept=False)[0] for _ in range(num_rounds)
+        )
         stored = store.counts().record_bytes - before
         full = num_turns * service.state_bytes
         service.close()

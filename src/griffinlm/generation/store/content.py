@@ -76,7 +76,8 @@ def checked_tokens(model: StateOwner, token_ids: Sequence[int] | np.ndarray) -> 
     """Token ids as int32 [tokens]; StoreError where they are no ids of the vocabulary."""
     try:
         is_array = isinstance(token_ids, np.ndarray) and token_ids.ndim == 1 and token_ids.dtype.kind == "i"
-        tokens = np.asarray(token_ids if is_array else [operator.index(token) for token in token_ids], np.int64)
+        is_plain = is_array or (isinstance(token_ids, list) and set(map(type, token_ids)) == {int})
+        tokens = np.asarray(token_ids if is_plain else [operator.index(token) for token in token_ids], np.int64)
     except (TypeError, OverflowError) as error:
         raise StoreError("token ids must be a list of whole numbers") from error
     wrong = tokens[(tokens < 0) | (tokens >= model.config.vocab_size)]

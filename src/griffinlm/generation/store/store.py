@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import wraps
+from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
@@ -26,7 +26,7 @@ from griffinlm.generation.store.index import Node
 from griffinlm.generation.store.prefix import PrefixHashes
 from griffinlm.generation.store.signed import seal, unseal
 from griffinlm.generation.store.tiers import Tiers
-from griffinlm.state import StateOwner
+from griffinlm.state import Fingerprint, StateOwner
 
 LARGEST_IMPORT_BYTES = 1 << 30
 LONGEST_NAME = 200
@@ -325,8 +325,7 @@ class StateStore:
 
     def _scope(self, tenant: str | None) -> bytes:
         """Hashes of tenant and model, the first key of every lookup; None is what is shared with all."""
-        fingerprint = json.dumps(asdict(self.model.identity.fingerprint))
-        return self._owner(tenant) + hashlib.sha256(fingerprint.encode()).digest()
+        return self._owner(tenant) + _digest(self.model.identity.fingerprint)
 
     def _found(self, tenant: str, state_id: str) -> Node:
         for scope in (self._scope(tenant), self._scope(None)):
@@ -350,6 +349,11 @@ class StateStore:
                 if state_id is not None:
                     return FoundPrefix(state_id, num_tokens)
         return None
+
+
+@lru_cache(maxsize=64)
+def _digest(fingerprint: Fingerprint) -> bytes:
+    return hashlib.sha256(json.dumps(asdict(fingerprint)).encode()).digest()
 
 
 def checked_name(what: str, name: str) -> str:
