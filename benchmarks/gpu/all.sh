@@ -25,7 +25,7 @@ if ((${#smoke[@]})) && ! $is_given; then out="$logs/results"; fi
 
 # Seconds after which a module begins nothing new; what it has begun gets a few more.
 failed=() written=()
-for task in scan:50 decode:75 throughput:130 prefill:60 training:180; do
+for task in scan:50 decode:75 throughput:130 prefill:60 training:165 loss_curve:60; do
   name="${task%:*}" seconds="${task#*:}"
   # What is tiny is there to be seen through, however slow the machine.
   ((${#smoke[@]})) && seconds=1800

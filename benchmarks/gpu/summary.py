@@ -24,6 +24,7 @@ SHOWN = {
     "throughput": ("model", "program", "new_tokens", "tokens_per_second", "rows"),
     "prefill": ("model", "program", "rows", "tokens", "tokens_per_second", "operations_per_second"),
     "training": ("size", "model", "tokens", "seconds_per_step", "tokens_per_second", "times_as_fast_as_transformer"),
+    "loss_curve": ("program", "last_loss", "largest_distance"),
 }
 """Columns of each module's table."""
 

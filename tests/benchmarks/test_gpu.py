@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="needs Triton")
 pytest.importorskip("transformers", reason="needs the extra train")
 
 ROOT = Path(__file__).parents[2]
-MODULES = ("scan", "decode", "throughput", "prefill", "training")
+MODULES = ("scan", "decode", "throughput", "prefill", "training", "loss_curve")
 PEERS = ("accelerated-scan", "flash-linear-attention hgrn")
 """Programs that the tests do not install."""
 ABSENT = ("ml_dtypes", "onnx", "onnxruntime", "typer", "trl", "llguidance")
@@ -67,7 +67,10 @@ def test_a_module_that_fails_is_named_at_the_end_and_the_others_run(tmp_path: Pa
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 1
     last = done.stdout.splitlines()[-1]
-    assert last == "failed: decode (exit 3) throughput (exit 3) prefill (exit 3) training (exit 3) summary"
+    assert (
+        last
+        == "failed: decode (exit 3) throughput (exit 3) prefill (exit 3) training (exit 3) loss_curve (exit 3) summary"
+    )
 
 
 def test_unknown_option_is_refused():
