@@ -70,6 +70,10 @@ class Executor(Protocol):
         ...
 
 
+DRAWN_TEMPERATURES = (1e-20, 1e20)
+"""Past these float32 overflows, and the draw is long one among the best tokens or one among all."""
+
+
 class Draw(NamedTuple):
     """How the next token is drawn from logits: the fields of `SamplingParameters` that no earlier token matters to."""
 

@@ -73,7 +73,7 @@ def test_picks_the_token_that_generation_picks(case):
 def test_the_tokens_kept_are_those_of_generation(case):
     logits, wanted = case
     tensors = sampling.to_draws(wanted, logits.shape[1])
-    kept = sampling._kept(torch.from_numpy(logits), tensors.temperatures.clamp(*sampling.TEMPERATURES), tensors)
+    kept = sampling._kept(torch.from_numpy(logits), tensors.temperatures.clamp(*sampling.DRAWN_TEMPERATURES), tensors)
     for row, draw in enumerate(wanted):
         if draw.temperature > 0:
             weighs = candidates(logits[row], parameters_of(draw))[1] > 0
@@ -97,9 +97,3 @@ def test_logits_that_are_not_finite_give_no_token_and_cost_no_other_row_its_own(
     logits[1, 2], logits[2] = bad, -np.inf
     assert drawn(logits, [Draw(0.0, temperature=0.0)] * 3) == [0, -1, -1]
     assert drawn(logits, [Draw(0.5, top_p=0.9)] * 3)[1:] == [-1, -1]
-
-
-def test_constants_are_those_of_generation():
-    from griffinlm.generation import candidates as host
-
-    assert host.TEMPERATURES == sampling.TEMPERATURES

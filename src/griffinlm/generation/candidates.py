@@ -8,10 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from griffinlm.executor import DRAWN_TEMPERATURES
 from griffinlm.generation.parameters import SamplingParameters
-
-TEMPERATURES = (1e-20, 1e20)
-"""Past these float32 overflows, and the draw is long one among the best tokens or one among all."""
 
 TOTAL_TOLERANCE = 1e-5
 """Relative, of a sum of float32 weights: several times what rounding of logits, exponentials and sum can do."""
@@ -159,7 +157,7 @@ def _fewest_reaching(logits: np.ndarray, temperature: float, share: float) -> np
 
 
 def _temperature(parameters: SamplingParameters) -> float:
-    least, most = TEMPERATURES
+    least, most = DRAWN_TEMPERATURES
     return min(max(parameters.temperature, least), most)
 
 

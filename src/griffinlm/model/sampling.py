@@ -11,10 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from griffinlm.executor import Draw
+from griffinlm.executor import DRAWN_TEMPERATURES, Draw
 
-TEMPERATURES = (1e-20, 1e20)
-"""As in `generation.candidates`."""
 BLOCK_TOKENS = 256
 NOT_FINITE = -1
 
@@ -68,7 +66,7 @@ def draw_tokens(logits: Tensor, draws: Draws, has_cuts: bool) -> Tensor:
         `NOT_FINITE` where the best logit is not finite.
     """
     best, tokens = logits.max(dim=1)
-    temperatures = draws.temperatures.clamp(*TEMPERATURES)
+    temperatures = draws.temperatures.clamp(*DRAWN_TEMPERATURES)
     weights = torch.exp((logits - best[:, None]) / temperatures[:, None].float())
     if has_cuts:
         weights = torch.where(_kept(logits, temperatures, draws), weights, 0.0)
