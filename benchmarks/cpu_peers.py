@@ -21,10 +21,10 @@ from typing import Any
 
 from peers.comparison import compare, summarize
 from peers.programs import Program, RunError, all_programs
-from report import header, write
 
 from griffinlm.errors import GriffinError
 from griffinlm.evaluate.bandwidth import read_bandwidth
+from griffinlm.evaluate.record import header, write
 
 PACKAGES = ("griffinlm", "llama_cpp", "transformers")
 SMOKE_BANDWIDTH_BYTES = 1 << 24
@@ -171,7 +171,7 @@ def run(options: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
         work.mkdir(parents=True, exist_ok=True)
         results = measure(chosen, interpreters, work, options.rounds, options.threads, options.smoke)
     report = {
-        **header("cpu_peers", [without_folders(argument) for argument in arguments]),
+        **header("benchmarks/cpu_peers.py", [without_folders(argument) for argument in arguments]),
         "threads": options.threads,
         "rounds": options.rounds,
         "smoke": options.smoke,

@@ -19,11 +19,11 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from report import header, write
 from self_speculation import PROMPT_TOKENS, ids_of, pieces_of
 
 import griffinlm
 from griffinlm.errors import GriffinError
+from griffinlm.evaluate.record import header, write
 from griffinlm.generation.depth import Batching, DepthScheduler
 from griffinlm.generation.request import Request
 from griffinlm.model.engine import TorchEngine
@@ -127,7 +127,7 @@ def main(arguments: Sequence[str]) -> None:
     chosen = {"weights": given.weights, "device": given.device, "threads": given.threads}
     model = griffinlm.load(given.model, engine="torch", **chosen)
     assert isinstance(model.engine, TorchEngine)
-    report: dict[str, Any] = {**header("depthwise", arguments), **chosen, "runs": []}
+    report: dict[str, Any] = {**header("benchmarks/depthwise.py", arguments), **chosen, "runs": []}
     ids = ids_of(model, given.text)
     middle = len(ids) // 2
     held_out = np.asarray(pieces_of(ids[:middle], CALIBRATION_ROWS, CALIBRATION_TOKENS), np.int64)

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from report import header, write
 
 import griffinlm
 from griffinlm.errors import GriffinError
 from griffinlm.evaluate.benchmark_weights import ENGINES, check_weights, model_checkpoint, weights_run
+from griffinlm.evaluate.record import header, write
 from griffinlm.executor import Engine, Executor
 from griffinlm.generation.answering import Options
 
@@ -170,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", *([f"hint: {error.hint}"] if error.hint else []), sep="\n", file=sys.stderr)
         return 2
     report = {
-        **header("memory_and_speed", sys.argv[1:] if arguments is None else arguments),
+        **header("benchmarks/memory_and_speed.py", sys.argv[1:] if arguments is None else arguments),
         "model": options.model,
         "engine": options.engine,
         "weights": weights_run(checkpoint, options.engine, model.precision),

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from report import header, write
 
 import griffinlm
 from griffinlm.errors import GriffinError
@@ -31,6 +30,7 @@ from griffinlm.evaluate.benchmark_weights import (
     random_checkpoint,
     weights_run,
 )
+from griffinlm.evaluate.record import header, write
 from griffinlm.generation.answering import GenerationOptions
 from griffinlm.generation.job import Event, Job, Piece
 from griffinlm.generation.parameters import SamplingParameters
@@ -284,7 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", *([f"hint: {error.hint}"] if error.hint else []), sep="\n", file=sys.stderr)
         return 2
     report = {
-        **header("scheduler_load", sys.argv[1:] if arguments is None else arguments),
+        **header("benchmarks/scheduler_load.py", sys.argv[1:] if arguments is None else arguments),
         "model": options.preset or options.model or "eyas",
         "engine": options.engine,
         "weights": weights_run(checkpoint, options.engine, model.precision),

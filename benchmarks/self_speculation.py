@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from report import header, write
 
 import griffinlm
 from griffinlm.config import ModelConfig
 from griffinlm.errors import GriffinError
+from griffinlm.evaluate.record import header, write
 from griffinlm.executor import Executor
 from griffinlm.generation.speculation import SpeculatingExecutor
 
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str]) -> None:
     chosen = {"engine": given.engine, "weights": given.weights, "threads": given.threads}
     plain = griffinlm.load(given.model, **chosen)
     prompts = pieces_of(ids_of(plain, given.text), given.prompts, PROMPT_TOKENS)
-    report = {**header("self_speculation", arguments), **chosen, "guesses": {}}
+    report = {**header("benchmarks/self_speculation.py", arguments), **chosen, "guesses": {}}
     for num_guesses in given.guesses:
         guessing = griffinlm.load(given.model, num_guesses=num_guesses, **chosen)
         found = report["guesses"][num_guesses] = measured(plain, guessing, prompts, given.tokens)

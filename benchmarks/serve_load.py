@@ -28,7 +28,6 @@ from typing import Any
 import numpy as np
 from cpu_peers import SMOKE_BANDWIDTH_BYTES, chosen_interpreters, without_folders
 from peers.programs import RunError
-from report import header, write
 from serving.chats import draw_chats, first_chat
 from serving.client import Answer, hold
 from serving.process import Memory, running
@@ -36,6 +35,7 @@ from serving.servers import Server, all_servers
 
 from griffinlm.errors import GriffinError
 from griffinlm.evaluate.bandwidth import read_bandwidth
+from griffinlm.evaluate.record import header, write
 
 PACKAGES = ("griffinlm", "llama_cpp")
 SMOKE_CHATS, SMOKE_SHARE = 6, 0.1
@@ -162,7 +162,7 @@ def run(options: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
             print(server.name, file=sys.stderr)
             found.append(measure(server, interpreters[server.package], work, options))
     report = {
-        **header("serve_load", [without_folders(argument) for argument in arguments]),
+        **header("benchmarks/serve_load.py", [without_folders(argument) for argument in arguments]),
         **{name: getattr(options, name) for name in ("threads", "clients", "chats", "seed", "smoke")},
         "servers": found,
     }

@@ -26,12 +26,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from report import header, write
-
 from griffinlm.checkpoint.huggingface_config import to_huggingface
 from griffinlm.config import AttentionConfig, ModelConfig, RecurrentConfig
 from griffinlm.errors import GriffinError
 from griffinlm.evaluate.own_process import peak_resident_bytes
+from griffinlm.evaluate.record import header, write
 from griffinlm.presets import GRIFFIN_PATTERN, bfloat16_sqrt
 
 PROGRAMS = ("griffinlm", "transformers")
@@ -206,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     report = {
-        **header("training_speed", sys.argv[1:] if arguments is None else arguments),
+        **header("benchmarks/training_speed.py", sys.argv[1:] if arguments is None else arguments),
         "transformers": version("transformers"),
         "torch": version("torch"),
         "config": (SMOKE_CONFIG if options.smoke else CONFIG).to_dict(),

@@ -13,8 +13,6 @@ import datetime
 import itertools
 import json
 import os
-import platform
-import re
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -27,8 +25,8 @@ from baseline_models import PATTERNS, Size
 from baseline_recall import RecallScale, train_on_recall
 from baseline_text import SHARES, TextScale, pack_sources, train_on_text
 
-import griffinlm
 from griffinlm.errors import GriffinError
+from griffinlm.evaluate.record import header, write
 
 TEXT = TextScale(
     Size(vocab_size=8192, width=128, num_layers=6, head_size=32, window_tokens=128),
@@ -159,27 +157,12 @@ def between(long_texts: dict[str, Any], bits: str, first: int, end: int) -> floa
     return total[bits] / total["bytes"]
 
 
-def processor() -> str:
-    """The processor's name as the system gives it."""
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-    except FileNotFoundError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
-
-
-def record(num_seeds: int, text: TextScale, recall: RecallScale, found: dict[str, Any]) -> dict[str, Any]:
-    """What was found, with command, date, processor, versions and settings."""
+def settings(text: TextScale, recall: RecallScale) -> dict[str, Any]:
+    """Of a run, for its record."""
     return {
-        "command": f"python recipes/baselines.py DATA WORK --seeds {num_seeds} --out benchmarks/results",
-        "date": datetime.date.today().isoformat(),
-        "processor": processor(),
-        "python": platform.python_version(),
-        "griffinlm": griffinlm.__version__,
         "torch": torch.__version__,
         "text_settings": dataclasses.asdict(text),
         "recall_settings": dataclasses.asdict(recall),
-        **found,
     }
 
 
@@ -200,11 +183,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", *([f"hint: {error.hint}"] if error.hint else []), sep="\n", file=sys.stderr)
         return 2
     if options.out is not None:
-        report = record(options.seeds, text, recall, found)
-        device = re.sub(r"[^a-z0-9]+", "-", report["processor"].lower()).strip("-")
-        options.out.mkdir(parents=True, exist_ok=True)
-        path = options.out / f"{device}-{report['date']}-baselines.json"
-        path.write_text(json.dumps(report) + "\n", encoding="utf-8")
+        told = ["DATA", "WORK", "--seeds", str(options.seeds), "--out", "benchmarks/results"]
+        report = {**header("recipes/baselines.py", told), **settings(text, recall), **found}
+        write(report, "baselines", options.out)
     print(tables(found, text.row_tokens))
     return 0
 

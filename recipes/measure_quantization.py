@@ -4,12 +4,9 @@ python recipes/measure_quantization.py DATA --out benchmarks/results
 """
 
 import argparse
-import datetime
 import itertools
 import json
 import math
-import re
-import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +18,7 @@ from corpus import documents
 import griffinlm
 from griffinlm.checkpoint import open_checkpoint, write_quantized
 from griffinlm.edge.calibration import input_energy
+from griffinlm.evaluate.record import header, write
 from griffinlm.loading import find_model
 from griffinlm.quantization import RECIPES
 from griffinlm.state import state_layout
@@ -130,13 +128,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="directory for <processor>-<date>-quantization.json")
     options = parser.parse_args()
     rows = measure(options.data, options.bytes)
-    processor = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[0]
-    today = datetime.date.today().isoformat()
-    command = shlex.join(["python", "recipes/measure_quantization.py", "DATA", *sys.argv[2:]])
-    report = {"command": command, "date": today, "processor": processor, "model": "eyas", "rows": rows}
-    device = re.sub(r"[^a-z0-9]+", "-", processor.lower()).strip("-")
-    path = options.out / f"{device}-{today}-quantization.json"
-    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    report = {**header("recipes/measure_quantization.py", ["DATA", *sys.argv[2:]]), "model": "eyas", "rows": rows}
+    write(report, "quantization", options.out)
     print("| weights | window | KL a token | top-1 | bits per byte | change |\n| --- | --- | --- | --- | --- | --- |")
     for row in rows:
         change = row["bits_per_byte_all"] / rows[0]["bits_per_byte_all"] - 1

@@ -19,7 +19,8 @@ if "--smoke" in sys.argv:
     os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
-from report import header, write
+
+from griffinlm.evaluate.record import header, write
 
 PACKAGES = ("torch", "triton", "transformers", "numpy")
 COPY_BYTES = 1 << 30
@@ -126,7 +127,7 @@ class Bench:
     def _write(self, is_complete: bool) -> None:
         if self.out is None:
             return
-        report = header(f"gpu/{self.name}", sys.argv[1:])
+        report = header(f"benchmarks/gpu/{self.name}.py", sys.argv[1:])
         report["command"] = f"PYTHONPATH=src:benchmarks python -m gpu.{self.name} {shlex.join(sys.argv[1:])}".strip()
         report |= {"host_processor": report["processor"], "processor": self.device_name}
         report |= {"versions": {name: _version(name) for name in PACKAGES}, "is_smoke": self.smoke}

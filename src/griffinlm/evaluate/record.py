@@ -1,4 +1,4 @@
-"""What every benchmark's record begins with, and where it is written."""
+"""The record of a measurement: what it begins with, and where it is written."""
 
 import datetime
 import json
@@ -22,10 +22,10 @@ def processor() -> str:
     return found[1] if found else platform.processor() or platform.machine()
 
 
-def header(name: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """Command, date, machine and versions of a run of benchmarks/<name>.py."""
+def header(script: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """Command, date, machine and version of a run of a script of the checkout, named as from its root."""
     return {
-        "command": shlex.join(["python", f"benchmarks/{name}.py", *arguments]),
+        "command": shlex.join(["python", script, *arguments]),
         "date": datetime.date.today().isoformat(),
         "processor": processor(),
         "logical_cores": os.cpu_count(),
