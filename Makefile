@@ -58,7 +58,7 @@ $(VENV)/.run: $(VENV)/.made pyproject.toml constraints.txt
 
 $(VENV)/.test: $(VENV)/.run
 	@echo "installing what the tests need into $(VENV)" >&2
-	@$(PIP_INSTALL) -e '.[sentencepiece,orbax,serve,train,clients,dev]' 1>&2
+	@$(PIP_INSTALL) -e '.[sentencepiece,orbax,ray,train,clients,dev]' 1>&2
 	@touch $@
 
 $(VENV)/.parity: $(VENV)/.test tests/parity/requirements.txt

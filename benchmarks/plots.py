@@ -254,11 +254,66 @@ def draw_depthwise(record: dict, path: Path) -> None:
     axes.set_ylim(0, run["rows"])
     axes.set_xlabel("step, one loop of all rows")
     axes.set_ylabel("rows in flight")
-    axes.set_title(
-        f"{run['loops_a_token']:.2f} of {run['loops']} loops a token, {run['equal_tokens']:.0%} of tokens equal",
-        fontsize=10,
-    )
+    quality = f"{run['equal_tokens']:.0%} of tokens those of full depth"
+    axes.set_title(f"{run['loops_a_token']:.2f} of {run['loops']} loops a token, {quality}", fontsize=10)
     figure.legend(frameon=False, loc="outside right upper")
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def draw_eyas_policies(record: dict, path: Path) -> None:
+    """A policy's run: rewards of the model that teaches and the one that watches, distance, what answers show."""
+    found = record["curves"]
+    panels = (
+        ("mean reward", {"teaches": ("reward", HAWK), "watches": ("watched reward", GEMMA)}),
+        ("nats a token", {"KL to the tuned model": ("kl of a token", HAWK), "entropy": ("entropy", MAMBA)}),
+        ("share", {"answers ended": ("ended", HAWK), "runs of 4 repeated": ("repeated runs", GEMMA)}),
+    )
+    figure, row = plt.subplots(1, len(panels), figsize=(9.5, 3.2), layout="constrained")
+    for axes, (label, lines) in zip(row, panels, strict=True):
+        for name, (curve, colour) in lines.items():
+            if curve not in found:  # no reward model watched
+                continue
+            axes.plot(np.arange(1, len(found[curve]) + 1), found[curve], color=colour, linewidth=1.5, label=name)
+        axes.set_xlabel("step")
+        axes.set_title(label, fontsize=10)
+        axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def draw_eyas_checks(record: dict, path: Path) -> None:
+    """The loss of instruction tuning, and what each stage does with requests that it has not seen."""
+    figure, (loss, shares, chrf) = plt.subplots(
+        1, 3, layout="constrained", figsize=(10.5, 3.4), gridspec_kw={"width_ratios": [2, 4, 1]}
+    )
+    loss.plot(*zip(*record["losses"], strict=True), color=HAWK, linewidth=1.5)
+    loss.set_xlabel("step of tuning")
+    loss.set_ylabel("nats a token of the answers")
+    colours = dict(zip(record["models"], (OTHER, HAWK, GRIFFIN), strict=False))
+    figures = (
+        ("stories", "words_used", "asked words\nused"),
+        ("stories", "name_occurs", "asked name\noccurs"),
+        ("stories", "length_obeyed", "asked length\nobeyed"),
+        ("names", "equal", "name found"),
+        ("tales", "in_passage", "tale: answer\nin passage"),
+        ("articles", "in_passage", "article: answer\nin passage"),
+    )
+    width = 0.8 / len(colours)
+    for number, (name, model) in enumerate(record["models"].items()):
+        tasks, shift = model["tasks"], (number - (len(colours) - 1) / 2) * width
+        found = [tasks[task][figure_name] for task, figure_name, _ in figures]
+        middle = np.array([one["share"] for one in found])
+        spread = [middle - [one["low"] for one in found], [one["high"] for one in found] - middle]
+        places = np.arange(len(figures)) + shift
+        shares.bar(places, middle, width, color=colours[name], label=name, yerr=spread, error_kw={"linewidth": 0.8})
+        translation = tasks["translation"]
+        chrf.bar(shift, translation["chrf"], width, color=colours[name], yerr=translation["chrf_interval"])
+        chrf.axhline(translation["chrf_of_copying"], color=INK, linewidth=0.8, linestyle=":")
+    shares.set_xticks(np.arange(len(figures)), [label for _, _, label in figures], fontsize=7)
+    shares.set_ylim(0, 1.05)
+    shares.legend(frameon=False)
+    chrf.set_xticks([0], ["chrF of French\n(dotted: copying)"], fontsize=7)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
@@ -284,6 +339,8 @@ def main() -> None:
         ("baselines", draw_baselines),
         ("gpu_throughput", draw_gpu_throughput),
         ("depthwise", draw_depthwise),
+        ("eyas_policies", draw_eyas_policies),
+        ("eyas_checks", draw_eyas_checks),
     ):
         record = newest(options.results, name)
         if record is not None:

@@ -1,9 +1,15 @@
-"""Trains the bundled model on a CPU: packed documents, Muon and AdamW, a stable stage, an anneal. Resumes if cut off.
+r"""Trains the bundled model: packed documents, Muon and AdamW, a stable stage, an anneal. Resumes if cut off.
 
     python recipes/train_eyas.py DATA WORK --stable-steps 1100 --anneal-steps 400 --compile
 
 DATA holds pretrain/ and sft/, WORK the tokenizer (recipes/train_tokenizer.py); token files, checkpoint.pt, log.jsonl
-and at the end the model directory WORK/eyas are written there.
+and at the end the model directory WORK/eyas are written there. Where the token files and held_out.json lie there
+already, DATA is not read.
+
+A model of 12 million parameters on a GPU that is lent for some minutes at a time: the same command again goes on.
+
+    python recipes/train_eyas.py DATA WORK --width 320 --num-layers 9 --device cuda --batch-rows 64 --minutes 9 \
+        --stable-steps 8000 --anneal-steps 1500 --shard-bytes 15000000 --compile
 """
 
 import argparse
@@ -12,6 +18,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +28,12 @@ from rich.progress import track
 from tokenizers import Tokenizer
 
 from griffinlm.checkpoint import initial_tensors, write_checkpoint
+from griffinlm.checkpoint.store import SHARD_BYTES
 from griffinlm.config import ModelConfig
 from griffinlm.model import Griffin
 from griffinlm.model.state import to_array
 
 SEQUENCE_TOKENS = 1024
-BATCH_ROWS = 8
 SEED = 0
 WARM_UP_STEPS = 100
 MATRIX_LEARNING_RATE = 0.02
@@ -96,7 +103,8 @@ def chat_texts(data: Path) -> Iterator[str]:
 class Mixture:
     """Batches drawn from token files by weight; the batch of a step is a function of the step alone."""
 
-    def __init__(self, files: dict[str, np.ndarray], weights: dict[str, float], bos: int) -> None:
+    def __init__(self, files: dict[str, np.ndarray], weights: dict[str, float], bos: int, num_rows: int) -> None:
+        self.num_rows = num_rows
         self.files = [files[source] for source in weights]
         self.shares = np.array(list(weights.values())) / sum(weights.values())
         self.bos = bos
@@ -104,8 +112,8 @@ class Mixture:
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Tokens, positions and targets, [rows, tokens] each."""
         random = np.random.default_rng([SEED, step])
-        rows = np.empty((BATCH_ROWS, SEQUENCE_TOKENS + 1), np.int64)
-        for row, source in zip(rows, random.choice(len(self.files), BATCH_ROWS, p=self.shares), strict=True):
+        rows = np.empty((self.num_rows, SEQUENCE_TOKENS + 1), np.int64)
+        for row, source in zip(rows, random.choice(len(self.files), self.num_rows, p=self.shares), strict=True):
             tokens = self.files[source]
             start = random.integers(0, len(tokens) - SEQUENCE_TOKENS - 1)
             row[:] = tokens[start : start + SEQUENCE_TOKENS + 1]
@@ -142,12 +150,13 @@ def optimizers(model: Griffin) -> list[torch.optim.Optimizer]:
     ]
 
 
-def held_out_bits_per_byte(model: Griffin, tokenizer: Tokenizer, texts: list[str]) -> float:
+def held_out_bits_per_byte(model: Griffin, tokenizer: Tokenizer, texts: list[str], device: str) -> float:
     bos, bits, num_bytes = id_of(tokenizer, "<bos>"), 0.0, 0
     for text in texts:
-        ids = torch.tensor([[bos, *tokenizer.encode(text, add_special_tokens=False).ids]])[:, : 4 * SEQUENCE_TOKENS]
+        tokens = [bos, *tokenizer.encode(text, add_special_tokens=False).ids][: 4 * SEQUENCE_TOKENS]
+        ids = torch.tensor([tokens], device=device)
         # Eager: every length would be compiled anew.
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), torch.compiler.set_stance("force_eager"):
+        with torch.inference_mode(), torch.autocast(device, torch.bfloat16), torch.compiler.set_stance("force_eager"):
             logits, _ = model(ids[:, :-1])
         nats = torch.nn.functional.cross_entropy(logits[0].float(), ids[0, 1:], reduction="sum")
         bits += nats.item() / math.log(2)
@@ -161,40 +170,88 @@ def save(path: Path, content: dict) -> None:
     os.replace(part, path)
 
 
-def export(model: Griffin, work: Path) -> None:
+def export(model: Griffin, work: Path, shard_bytes: int) -> None:
     """The model directory, weights in bfloat16, with tokenizer."""
     tensors = ((name, to_array(parameter.to(torch.bfloat16))) for name, parameter in model.named_parameters())
-    write_checkpoint(model.config, tensors, work / "eyas", "griffinlm", tokenizer_directory=work / "tokenizer")
+    write_checkpoint(
+        model.config,
+        tensors,
+        work / "eyas",
+        "griffinlm",
+        tokenizer_directory=work / "tokenizer",
+        shard_bytes=shard_bytes,
+    )
 
 
-def main() -> None:
+def configuration(preset: str, width: int | None, num_layers: int | None) -> ModelConfig:
+    """A preset, or a model of its kind in another size: heads of 64, an MLP of three widths."""
+    found = ModelConfig.preset(preset)
+    if width is not None:
+        assert found.recurrent is not None
+        assert found.attention is not None
+        found = replace(
+            found,
+            width=width,
+            mlp_hidden=3 * width,
+            recurrent=replace(found.recurrent, width=width),
+            attention=replace(found.attention, num_heads=width // found.attention.head_size),
+            embedding_scale=math.sqrt(width),
+        )
+    return found if num_layers is None else replace(found, num_layers=num_layers)
+
+
+def arguments_of_run() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--preset", default="eyas")
+    parser.add_argument("--width", type=int, help="instead of the preset's; a multiple of 64")
+    parser.add_argument("--num-layers", type=int, help="instead of the preset's")
+    parser.add_argument("--batch-rows", type=int, default=8)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop with a checkpoint after so long")
+    parser.add_argument("--shard-bytes", type=int, default=SHARD_BYTES, help="most of a file of weights")
     parser.add_argument("--stable-steps", type=int, required=True)
     parser.add_argument("--anneal-steps", type=int, required=True)
     parser.add_argument("--save-every", type=int, default=200)
     parser.add_argument("--compile", action="store_true", help="compile blocks and loss (needs a C++ compiler)")
-    arguments = parser.parse_args()
+    return parser.parse_args()
 
-    tokenizer = Tokenizer.from_file(str(arguments.work / "tokenizer" / "tokenizer.json"))
-    bos = id_of(tokenizer, "<bos>")
-    files = {s: token_file(arguments.data, arguments.work, s, tokenizer) for s in (*PRETRAIN_SOURCES, "chat")}
-    stable, anneal = Mixture(files, STABLE_MIX, bos), Mixture(files, ANNEAL_MIX, bos)
-    stories = list(documents(arguments.data, "tinystories", held_out=True))[:50]
-    articles = [t[:4000] for t in documents(arguments.data, "wiki_simple", held_out=True)][:20]
 
-    model = Griffin(ModelConfig.preset(arguments.preset))
+def held_out_texts(data: Path, work: Path) -> dict[str, list[str]]:
+    """Some texts that are scored during training; kept in WORK."""
+    path = work / "held_out.json"
+    if not path.exists():
+        stories = list(documents(data, "tinystories", held_out=True))[:50]
+        articles = [text[:4000] for text in documents(data, "wiki_simple", held_out=True)][:20]
+        path.write_text(json.dumps({"tinystories": stories, "wiki_simple": articles}), encoding="utf-8")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def initial_model(config: ModelConfig, device: str) -> Griffin:
+    model = Griffin(config).to(device)
     with torch.no_grad():
         named = dict(model.named_parameters())
-        for name, values in initial_tensors(model.config, SEED):
+        for name, values in initial_tensors(config, SEED):
             named[name].copy_(torch.from_numpy(values))
+    return model
+
+
+def main() -> None:
+    arguments = arguments_of_run()
+    device, work = arguments.device, arguments.work
+    began, end = time.monotonic(), time.monotonic() + 60 * arguments.minutes
+    tokenizer = Tokenizer.from_file(str(work / "tokenizer" / "tokenizer.json"))
+    bos = id_of(tokenizer, "<bos>")
+    files = {s: token_file(arguments.data, work, s, tokenizer) for s in (*PRETRAIN_SOURCES, "chat")}
+    stable, anneal = (Mixture(files, mix, bos, arguments.batch_rows) for mix in (STABLE_MIX, ANNEAL_MIX))
+    held_out = held_out_texts(arguments.data, work)
+    model = initial_model(configuration(arguments.preset, arguments.width, arguments.num_layers), device)
     steppers = optimizers(model)
     rates = [[group["lr"] for group in stepper.param_groups] for stepper in steppers]
-    first, checkpoint = 0, arguments.work / "checkpoint.pt"
+    first, checkpoint = 0, work / "checkpoint.pt"
     if checkpoint.exists():
-        kept = torch.load(checkpoint, weights_only=True)
+        kept = torch.load(checkpoint, weights_only=True, map_location=device)
         model.load_state_dict(kept["model"])
         for stepper, content in zip(steppers, kept["optimizers"], strict=True):
             stepper.load_state_dict(content)
@@ -205,14 +262,15 @@ def main() -> None:
         for layer in model.layers:
             layer.compile()
 
-    total, began, losses = arguments.stable_steps + arguments.anneal_steps, time.monotonic(), []
+    total, losses = arguments.stable_steps + arguments.anneal_steps, []
     for step in track(range(first, total), description="training"):
         factor = learning_rate_factor(step, arguments.stable_steps, arguments.anneal_steps)
         for stepper, values in zip(steppers, rates, strict=True):
             for group, value in zip(stepper.param_groups, values, strict=True):
                 group["lr"] = value * factor
-        tokens, positions, targets = (stable if step < arguments.stable_steps else anneal).batch(step)
-        with torch.autocast("cpu", torch.bfloat16):
+        mixture = stable if step < arguments.stable_steps else anneal
+        tokens, positions, targets = (tensor.to(device) for tensor in mixture.batch(step))
+        with torch.autocast(device, torch.bfloat16):
             logits, _ = model(tokens, positions=positions)
         loss = loss_function(logits, targets, bos)
         loss.backward()
@@ -220,20 +278,24 @@ def main() -> None:
         for stepper in steppers:
             stepper.step()
             stepper.zero_grad()
-        losses.append(loss.item())
+        losses.append(loss.detach())
         done = step + 1
         if done % 20 == 0:
-            entry = {"step": done, "loss": sum(losses) / len(losses), "seconds": round(time.monotonic() - began, 1)}
+            mean = torch.stack(losses).mean().item()
+            entry = {"step": done, "loss": mean, "seconds": round(time.monotonic() - began, 1)}
             losses = []
             if done % 500 == 0:
-                entry["tinystories"] = held_out_bits_per_byte(model, tokenizer, stories)
-                entry["wiki_simple"] = held_out_bits_per_byte(model, tokenizer, articles)
-            with open(arguments.work / "log.jsonl", "a", encoding="utf-8") as log:
+                entry |= {s: held_out_bits_per_byte(model, tokenizer, t, device) for s, t in held_out.items()}
+            with open(work / "log.jsonl", "a", encoding="utf-8") as log:
                 print(json.dumps(entry), file=log)
-        if done % arguments.save_every == 0 or done == total:
+        is_over = time.monotonic() > end
+        if done % arguments.save_every == 0 or done == total or is_over:
             content = [stepper.state_dict() for stepper in steppers]
             save(checkpoint, {"model": model.state_dict(), "optimizers": content, "step": done})
-    export(model, arguments.work)
+        if is_over and done < total:
+            print(f"stopped after {done} of {total} steps; the same command goes on")
+            return
+    export(model, work, arguments.shard_bytes)
 
 
 if __name__ == "__main__":

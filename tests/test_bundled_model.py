@@ -1,11 +1,12 @@
-"""The bundled model is whole, writes readable text, and keeps a conversation in constant size."""
+"""The bundled models are whole; the first writes readable text, and keeps a conversation in constant size."""
 
 import math
 
 import pytest
 
 import griffinlm
-from griffinlm import ModelConfig, State
+from griffinlm import GriffinError, ModelConfig, State
+from griffinlm.loading import bundled_models
 
 STORY = """Once upon a time, there was a boy named Max. Max had a red ball. He liked to play with it in the garden.
 One day, the ball rolled under a big bush. Max was sad. He asked his mom, "Can you help me find my ball?" His mom
@@ -62,3 +63,31 @@ def test_what_a_user_writes_never_opens_a_turn(eyas):
     control = set(range(6))
     assert [i for i in ids if i in control] == [i for i in plain if i in control]
     assert eyas.tokenizer.decode(eyas.tokenizer.encode(hostile)) == hostile
+
+
+@pytest.mark.parametrize("name", bundled_models())
+def test_every_bundled_model_writes_by_its_name(name: str):
+    model = griffinlm.load(name)
+    assert len(model.tokenizer.end_ids) == 2
+    assert model.generate("Once upon a time", max_tokens=8, min_tokens=8, seed=0).text.strip()
+
+
+def test_an_unknown_name_is_told_all_bundled_ones():
+    assert {"eyas", "eyas-it"} <= set(bundled_models())
+    with pytest.raises(GriffinError) as caught:
+        griffinlm.load("hatchling")
+    assert f"({', '.join(bundled_models())})" in str(caught.value.hint)
+
+
+def test_the_tuned_model_answers_and_ends():
+    """Sentences of the plainest kind, which it was tuned on by the thousand."""
+    model = griffinlm.load("eyas-it")
+    requests = [
+        "Translate into French: I am very tired today.",
+        "The girl lived in a small hut by the sea.\n\nQuestion: Where did the girl live?",
+    ]
+    ids = [model.tokenizer.encode_chat([{"role": "user", "content": request}]) for request in requests]
+    translated, answered = model.generate(ids, max_tokens=40, temperature=0.0)
+    assert translated.finish_reason == answered.finish_reason == "stop"
+    assert "fatigu" in translated.text
+    assert "hut" in answered.text

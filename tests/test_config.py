@@ -34,7 +34,7 @@ ENDLESS = pytest.param(10**5000, id="endless")
 """An integer that Python refuses to print."""
 
 PARTS = {"recurrent": RecurrentConfig, "attention": AttentionConfig, "recursion": RecursionConfig}
-RECURSION = {"num_loops": 1, "tie": "matrices", "rank": 2}
+RECURSION = {"num_loops": 1, "tie": "matrices", "rank": 2, "skips": False}
 
 PAPER_SIZES = [name for name in PRESETS if re.fullmatch(r"(griffin|hawk|mqa)-[\d.]+[mb]", name)]
 
@@ -235,6 +235,7 @@ def test_a_hundred_unknown_fields_are_the_first_few_and_a_count():
         (edited("recursion", {"num_loops": 0}), "recursion.num_loops is 0; it must lie in 1..2147483648"),
         (edited("recursion.rank", -1), "recursion.rank is -1; it must lie in 0..2147483648"),
         (edited("recursion.tie", "some"), "recursion.tie is 'some'; allowed are matrices, all"),
+        (edited("recursion.skips", 1), "recursion.skips is 1; it must be true or false"),
     ],
 )
 def test_impossible_configuration_says_what_is_wrong(values, words):

@@ -97,6 +97,9 @@ class RecursionConfig:
     rank: int = 0
     """r of the term up (down x) by which each layer's product with a shared matrix differs; 0 is none, and a rank above
     that of the matrix is cut to it."""
+    skips: bool = False
+    """Whether the loops behind the one where a token leaves never read it: each advances its states by the tokens that
+    reach it and counts the positions of those only, as if the others were not there."""
 
     def __post_init__(self) -> None:
         _check_values(self, "recursion.", may_be_zero=("rank",))
@@ -185,6 +188,17 @@ class ModelConfig:
     def num_looped_layers(self) -> int:
         """R K, the first layers of the pass; those behind them share nothing."""
         return 0 if self.recursion is None else self.recursion.num_loops * self.num_shared_layers
+
+    @property
+    def skips(self) -> bool:
+        """Whether tokens that leave the loops early are never read by the deeper ones; `RecursionConfig.skips`."""
+        return self.recursion is not None and self.recursion.skips and self.recursion.num_loops > 1
+
+    def loop_of(self, layer: int) -> int:
+        """Which loop a layer belongs to, from 0: those behind the loops to the last one, all to 0 without recursion."""
+        if self.recursion is None:
+            return 0
+        return min(layer // self.num_shared_layers, self.recursion.num_loops - 1)
 
     def plan(self) -> tuple[Step, ...]:
         """The blocks of one forward pass in order."""

@@ -109,7 +109,10 @@ class LoopExecutor(Executor, Protocol):
     """An executor whose tokens go through the loops of a recursive model one by one, each slot at its own depth.
 
     A token that has left before the last loop is owed to the deeper ones: they read it before the slot's next token
-    that goes as deep, or before anything else looks at the slot's state. So every state is that of full depth.
+    that goes as deep, or before anything else looks at the slot's state. So every state is that of full depth. In a
+    model that skips nothing is owed: the deeper loops never read it, and the state counts it in `num_skipped`.
+
+    What looks at a slot's state while a token is on its way makes all loops read that token first.
     """
 
     num_loops: int
@@ -124,6 +127,14 @@ class LoopExecutor(Executor, Protocol):
 
     def leave(self, slots: Sequence[int]) -> np.ndarray:
         """Ends the way of each slot's token where it stands; the head's logits there, float32 [rows, vocab]."""
+        ...
+
+
+class WithdrawingExecutor(LoopExecutor, Protocol):
+    """A `LoopExecutor` that can take a token back as long as it is on its way."""
+
+    def withdraw(self, slot: int) -> None:
+        """Makes the slot as it was before its token entered the loops; nothing where none is on its way."""
         ...
 
 

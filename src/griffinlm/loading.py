@@ -10,9 +10,10 @@ import numpy as np
 
 from griffinlm.checkpoint import Checkpoint, CheckpointError, open_checkpoint, pull, quantized_copy
 from griffinlm.checkpoint.adapter import AdapterTerms, LowRankAdapter, read_low_rank
+from griffinlm.checkpoint.exits import read_exits
 from griffinlm.errors import GriffinError
 from griffinlm.executor import Engine
-from griffinlm.generation.draft_model import DraftModelExecutor
+from griffinlm.generation.exits import ExitingEngine
 from griffinlm.generation.speculation import SpeculatingEngine
 from griffinlm.language_model import LanguageModel, LoadedAdapter
 from griffinlm.quantization import recipe_of
@@ -39,6 +40,7 @@ def load(
     threads: int | None = None,
     adapters: Mapping[str, str | os.PathLike[str]] | None = None,
     num_guesses: int | None = None,
+    early_exit: bool = False,
 ) -> LanguageModel:
     """Loads a model directory, a bundled model by name, or a repository pulled before (`griffin pull`).
 
@@ -55,6 +57,8 @@ def load(
             as PEFT writes it, or a tuned initial state, which is the file of a state of this model.
         num_guesses: tokens that the first loop of a recursive model guesses, for the whole model to check them in one
             go; no answer changes. None guesses nothing.
+        early_exit: whether tokens leave the loops of a recursive model early, where the exits in its directory let them
+            (torch); the model must have been trained to skip.
 
     Raises:
         GriffinError: no such model, damaged files, not enough memory, a combination that no engine has, or an adapter
@@ -68,22 +72,27 @@ def load(
         raise LoadError(f"threads is {threads!r}; it must be a whole number in 1..{MAX_THREADS}")
     if adapters is not None and not isinstance(adapters, Mapping):
         raise LoadError(f"adapters is a {type(adapters).__name__}; it must be a table of names and paths")
+    if early_exit and num_guesses is not None:
+        raise LoadError("tokens can be guessed or leave early, not both")
     if engine == "auto":
-        engine = "torch" if device != "cpu" or "bfloat16" in (weights, window_dtype) else "onnx"
+        engine = "torch" if early_exit or device != "cpu" or "bfloat16" in (weights, window_dtype) else "onnx"
     checkpoint = open_checkpoint(find_model(path_or_name))
     paths = {name: _adapter_path(name, path) for name, path in (adapters or {}).items()}
     low_rank = {name: read_low_rank(path, checkpoint.config) for name, path in paths.items() if path.is_dir()}
     terms = {name: low_rank[name].terms if name in low_rank else {} for name in paths}
     if engine == "torch":
         built = _torch_engine(checkpoint, device, weights or "float32", window_dtype, threads, terms, num_guesses)
+        if early_exit:
+            built = _with_exits(checkpoint, built)
     else:
+        if early_exit:
+            raise LoadError("tokens leave early on engine torch only", hint="--engine torch")
         if device != "cpu":
             raise LoadError(f"device is {device!r}; engine onnx runs on the cpu", hint="--engine torch")
-        checkpoint = _with_weights(checkpoint, weights)
+        checkpoint = with_weights(checkpoint, weights)
         built = _onnx_engine(checkpoint, window_dtype, threads, terms)
         if num_guesses is not None:
-            drafter = _onnx_engine(first_loop(checkpoint), window_dtype, threads, {})
-            built = _with_drafter(built, drafter, num_guesses)
+            built = _onnx_speculating(checkpoint, built, threads, num_guesses)
     tokenizer = None
     if checkpoint.tokenizer_directory is not None:
         tokenizer = Tokenizer.from_directory(checkpoint.tokenizer_directory)
@@ -97,19 +106,26 @@ def load(
     return LanguageModel(built, tokenizer, checkpoint.digest, loaded)
 
 
+def bundled_models() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(path.parent.name for path in BUNDLED_MODELS.glob("*/config.json"))
+
+
 def find_model(path_or_name: str | os.PathLike[str]) -> Path:
     """The directory or file of a model: a bundled model's name, a path, or a repository in the local cache.
 
     The text "eyas" means the bundled model in every working directory; "./eyas" or a Path is a directory of that name.
     """
-    name = os.fspath(path_or_name)
-    is_name = isinstance(path_or_name, str) and re.fullmatch(r"[a-z0-9-]{1,40}", name)
-    if is_name and (BUNDLED_MODELS / name / "config.json").exists():
+    name, bundled = os.fspath(path_or_name), bundled_models()
+    if isinstance(path_or_name, str) and name in bundled:
         return BUNDLED_MODELS / name
     path = Path(path_or_name)
     if os.path.exists(path):
         return path
-    hint = "give a model directory, 'eyas' (the bundled model), or an ORGANISATION/NAME fetched with `griffin pull`"
+    hint = (
+        f"give a model directory, a bundled model ({', '.join(bundled)}), "
+        "or an ORGANISATION/NAME fetched with `griffin pull`"
+    )
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise LoadError(f"there is no model {name!r}", hint)
     try:
@@ -120,8 +136,12 @@ def find_model(path_or_name: str | os.PathLike[str]) -> Path:
         ) from error
 
 
-def _with_weights(checkpoint: Checkpoint, weights: str | None) -> Checkpoint:
-    """The checkpoint itself where it holds such weights, else a copy quantized now."""
+def with_weights(checkpoint: Checkpoint, weights: str | None) -> Checkpoint:
+    """The checkpoint itself where it holds such weights, else a copy quantized now.
+
+    Raises:
+        GriffinError: there are no such weights, or the checkpoint holds other quantized ones.
+    """
     if checkpoint.quantization is not None:
         recipe = checkpoint.quantization.recipe
         if weights is None or weights == recipe.default.name:
@@ -166,13 +186,6 @@ def _loaded_adapter(path: Path, low_rank: LowRankAdapter | None, model: Language
     return LoadedAdapter(state.digest(), state.arrays())
 
 
-def _with_drafter(engine: Engine, drafter: Engine, num_guesses: int) -> Engine:
-    def make_executor(num_slots: int, capacity: int | None) -> DraftModelExecutor:
-        return DraftModelExecutor(engine.executor(num_slots, capacity), drafter.executor(num_slots, capacity))
-
-    return SpeculatingEngine(engine, make_executor, num_guesses)
-
-
 def _onnx_engine(
     checkpoint: Checkpoint, window_dtype: str | None, threads: int | None, adapters: AdapterTerms
 ) -> Engine:
@@ -182,6 +195,34 @@ def _onnx_engine(
     if window_dtype not in WINDOW_DTYPES:
         raise LoadError(f"window_dtype is {window_dtype!r}; engine onnx has {', '.join(WINDOW_DTYPES)}")
     return build_engine(checkpoint, window_dtype, threads, adapters)
+
+
+def _onnx_speculating(checkpoint: Checkpoint, engine: Engine, threads: int | None, num_guesses: int) -> Engine:
+    from griffinlm.edge.ahead import MAX_GUESSES
+    from griffinlm.edge.drafting import OnnxDraftingExecutor
+    from griffinlm.edge.engine import OnnxEngine, ahead_session
+
+    assert isinstance(engine, OnnxEngine)
+    if num_guesses > MAX_GUESSES:
+        raise LoadError(f"num_guesses is {num_guesses}; engine onnx guesses up to {MAX_GUESSES} tokens at a time")
+    num_first_layers = first_loop(checkpoint).config.num_layers
+    session = ahead_session(checkpoint, engine.window_dtype, threads, num_first_layers)
+    return SpeculatingEngine(engine, partial(OnnxDraftingExecutor, engine, session), num_guesses)
+
+
+def _with_exits(checkpoint: Checkpoint, engine: Engine) -> Engine:
+    """The torch engine of a model that skips, whose tokens leave where the probe of its exits lets them."""
+    from griffinlm.model.engine import TorchEngine
+    from griffinlm.model.exits import ProbeRule
+    from griffinlm.model.skipping import TorchSkippingExecutor
+
+    assert isinstance(engine, TorchEngine)
+    if not checkpoint.config.skips:
+        raise LoadError(f"{checkpoint.path} was not trained to do without the tokens that leave its loops early")
+    exits = read_exits(checkpoint.path, checkpoint.config)
+    if exits is None:
+        raise LoadError(f"{checkpoint.path} does not say when tokens may leave early", hint="griffin exits finds it")
+    return ExitingEngine(engine, partial(TorchSkippingExecutor, engine, exit_rule=ProbeRule(engine.model, exits)))
 
 
 def _torch_engine(

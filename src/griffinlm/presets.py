@@ -1,4 +1,7 @@
-"""Configurations by name: published models, the sizes of the Griffin paper, the bundled model, small ones for tests."""
+"""Configurations by name: published models, the sizes of the Griffin paper, the bundled model, small ones for tests.
+
+`kestrel-500m` has RecurrentGemma's proportions and vocabulary at a size for small computers; nobody has published it.
+"""
 
 import math
 import struct
@@ -114,6 +117,7 @@ PRESETS: dict[str, ModelConfig] = {
         embedding_scale=bfloat16_sqrt(256),
         logit_soft_cap=30.0,
     ),
+    "kestrel-500m": _recurrentgemma(1024, 18, 4),
     "tiny-griffin": ModelConfig(
         vocab_size=259,
         width=32,

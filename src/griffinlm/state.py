@@ -156,8 +156,16 @@ def attention_bytes_per_token(config: ModelConfig, window_dtype: str) -> int:
 def state_layout(
     config: ModelConfig, rows: int, capacity: int | None, window_dtype: str, activation_dtype: str
 ) -> dict[str, ArraySpec]:
-    """All arrays of a state: those of the blocks, and the two counters of each row."""
-    counters = {name: ArraySpec((rows,), np.dtype(np.int64)) for name in ("num_tokens", "pending")}
+    """All arrays of a state: those of the blocks, and the counters of each row.
+
+    In a model that skips these are three: `num_skipped` [rows, loops - 1] are the tokens of the document that each loop
+    behind the first has not read.
+    """
+    number = np.dtype(np.int64)
+    counters = {name: ArraySpec((rows,), number) for name in ("num_tokens", "pending")}
+    if config.skips:
+        assert config.recursion is not None
+        counters["num_skipped"] = ArraySpec((rows, config.recursion.num_loops - 1), number)
     return {**counters, **block_layout(config, rows, capacity, window_dtype, activation_dtype)}
 
 
@@ -326,8 +334,19 @@ def check_layout(arrays: Mapping[str, np.ndarray], model: StateOwner, what: str)
     num_tokens, pending = arrays["num_tokens"], arrays["pending"]
     if num_tokens.min() < 0 or pending.min() < NOTHING_PENDING or pending.max() >= model.config.vocab_size:
         raise StateError(f"{what} counts tokens or holds token ids that cannot be")
+    if not can_be_skipped(model.config, arrays):
+        raise StateError(f"{what} counts skipped tokens that cannot be")
     if capacity is not None and num_tokens.max() > capacity:
         raise StateError(f"{what} holds {num_tokens.max()} tokens in a capacity of {capacity}")
+
+
+def can_be_skipped(config: ModelConfig, arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether the counts of skipped tokens can be: 0 or more, by loops in turn not less, and no more than were read."""
+    if not config.skips:
+        return True
+    num_tokens, num_skipped = arrays["num_tokens"], arrays["num_skipped"]
+    counts = np.column_stack([np.zeros_like(num_tokens), num_skipped, num_tokens])
+    return bool((counts[:, :-1] <= counts[:, 1:]).all())
 
 
 def read_whole(path: str | os.PathLike[str], kind: str) -> bytes:

@@ -73,6 +73,19 @@ DEPTHWISE = {
     ],
 }
 
+SHARE = {"share": 0.5, "low": 0.4, "high": 0.6, "num": 90}
+QUESTIONS = {"in_passage": SHARE, "equal": SHARE}
+CHECKED = {
+    "stories": {"words_used": SHARE, "name_occurs": SHARE, "length_obeyed": SHARE},
+    **dict.fromkeys(("names", "tales", "articles"), QUESTIONS),
+    "translation": {"chrf": 40.0, "chrf_interval": 1.0, "chrf_of_copying": 15.0},
+}
+CHECKS = {
+    "date": "2026-01-01",
+    "losses": [[10, 3.0], [20, 2.5]],
+    "models": {"base": {"tasks": CHECKED}, "sft": {"tasks": CHECKED}},
+}
+
 
 def draw(results: Path, pictures: Path) -> set[str]:
     subprocess.run([sys.executable, ROOT / "benchmarks" / "plots.py", results, pictures], check=True)
@@ -89,7 +102,9 @@ def test_sizes_need_no_record_and_the_newest_record_is_drawn(tmp_path):
     (results / "here-2026-01-01-baselines.json").write_text(json.dumps(BASELINES))
     (results / "gpu-2026-01-01-gpu_throughput.json").write_text(json.dumps(THROUGHPUT))
     (results / "here-2026-01-01-depthwise.json").write_text(json.dumps(DEPTHWISE))
+    (results / "here-2026-01-01-eyas_checks.json").write_text(json.dumps(CHECKS))
     drawn = {
+        "eyas_checks.svg",
         "depthwise.svg",
         "gpu_throughput.svg",
         "memory_and_speed.svg",

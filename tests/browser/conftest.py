@@ -1,11 +1,14 @@
 """A server with the bundled model, and a headless browser that notes whatever a page must not do."""
 
+import functools
+import http.server
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -103,3 +106,37 @@ def open_page(browser):
     for context in contexts:
         context.close()
     assert faults == []
+
+
+class Site:
+    """A directory given out by a plain server of files, as any static host would; it can end before the test does."""
+
+    def __init__(self, directory: Path) -> None:
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(
+            ("127.0.0.1", 0), functools.partial(Handler, directory=str(directory))
+        )
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/"
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Path], Site]]:
+    sites: list[Site] = []
+
+    def serve(directory: Path) -> Site:
+        sites.append(Site(directory))
+        return sites[-1]
+
+    yield serve
+    for site in sites:
+        site.close()

@@ -62,7 +62,8 @@ def test_a_full_rank_writes_what_the_original_writes_and_info_tells_of_the_loops
     words = ("generate", "the hawk", "--max-tokens", "5", "--temperature", "0", "--model")
     assert griffin(*words, tmp_path / "r").out == griffin(*words, eight_layers).out
     facts = griffin("info", tmp_path / "r", "--json").json
-    assert facts["recursion"] == {"loops": 2, "shared_layers": 3, "own_layers": 2, "tie": "matrices", "rank": 100}
+    loops = {"loops": 2, "shared_layers": 3, "own_layers": 2}
+    assert facts["recursion"] == {**loops, "tie": "matrices", "rank": 100, "skips": False}
     assert facts["parameters"]["total"] == open_checkpoint(tmp_path / "r").config.num_parameters
     row = "2 loops through 3 layers that share matrices, rank 100; 2 layers of their own"
     assert row in griffin("info", tmp_path / "r").out

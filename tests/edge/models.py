@@ -74,6 +74,7 @@ CONFIGS = {
     "Gemma": config_of("Gemma", 2, use_bias=False),
     "recurrent and global": config_of("recurrent and global", 3, embedding_scale=1.0),
     "recursive Griffin": config_of("Griffin", 7, recursion=RecursionConfig(num_loops=2, rank=2)),
+    "skipping Griffin": config_of("Griffin", 7, recursion=RecursionConfig(num_loops=2, rank=2, skips=True)),
     "recursive Gemma": config_of("Gemma", 4, recursion=RecursionConfig(num_loops=2, rank=1, tie="all")),
 }
 BLOCKS = {

@@ -80,6 +80,44 @@ class FakeExecutor:
             raise GriffinError(f"token id {POISON} is not in the vocabulary")
 
 
+@dataclass
+class FakeLoops(FakeExecutor):
+    """Refuses what is out of order, and lets tokens leave after the loop that `exits` tells for what was read."""
+
+    num_loops: int = 3
+    exits: object = None
+    """A function of the tokens read, from 1 to the number of loops."""
+    depth: dict = field(default_factory=dict)
+    """Loops that the token of each slot has been through."""
+    num_rows: list = field(default_factory=list)
+
+    def enter(self, slots, tokens):
+        self._refuse(tokens)
+        for slot, token in zip(slots, tokens, strict=True):
+            assert slot not in self.depth
+            self.depth[slot] = 0
+            self.read[slot].append(token)
+
+    def run_loop(self, slots):
+        assert len(set(slots)) == len(slots) <= self.num_slots
+        self.num_rows.append(len(slots))
+        for slot in slots:
+            self.depth[slot] += 1
+            assert self.depth[slot] <= self.num_loops
+        return [self.depth[slot] == self._exit(slot) for slot in slots]
+
+    def leave(self, slots):
+        assert all(self.depth.pop(slot) >= 1 for slot in slots)
+        return [tuple(self.read[slot]) for slot in slots]
+
+    def release(self, slot):
+        self.depth.pop(slot, None)
+        super().release(slot)
+
+    def _exit(self, slot):
+        return self.num_loops if self.exits is None else self.exits(tuple(self.read[slot]))
+
+
 class _Nested:
     def __init__(self, value):
         self.value = value

@@ -4,10 +4,8 @@ The traces are those of the figure that Relaxed Recursive Transformers (arXiv 24
 32 places, three loops, one token a request, of which 16, 32 and 8 arrive.
 """
 
-from dataclasses import dataclass, field
-
 import pytest
-from fake_executor import END, POISON, FakeExecutor, babble, said_alone, tokens_of
+from fake_executor import END, POISON, FakeLoops, babble, said_alone, tokens_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,44 +14,6 @@ from griffinlm.generation.request import RequestError
 
 ARRIVALS = {1: 16, 2: 32, 3: 8}
 BATCHINGS = ("depth", "sequence", "lock_step")
-
-
-@dataclass
-class FakeLoops(FakeExecutor):
-    """Refuses what is out of order, and lets tokens leave after the loop that `exits` tells for what was read."""
-
-    num_loops: int = 3
-    exits: object = None
-    """A function of the tokens read, from 1 to the number of loops."""
-    depth: dict = field(default_factory=dict)
-    """Loops that the token of each slot has been through."""
-    num_rows: list = field(default_factory=list)
-
-    def enter(self, slots, tokens):
-        self._refuse(tokens)
-        for slot, token in zip(slots, tokens, strict=True):
-            assert slot not in self.depth
-            self.depth[slot] = 0
-            self.read[slot].append(token)
-
-    def run_loop(self, slots):
-        assert len(set(slots)) == len(slots) <= self.num_slots
-        self.num_rows.append(len(slots))
-        for slot in slots:
-            self.depth[slot] += 1
-            assert self.depth[slot] <= self.num_loops
-        return [self.depth[slot] == self._exit(slot) for slot in slots]
-
-    def leave(self, slots):
-        assert all(self.depth.pop(slot) >= 1 for slot in slots)
-        return [tuple(self.read[slot]) for slot in slots]
-
-    def release(self, slot):
-        self.depth.pop(slot, None)
-        super().release(slot)
-
-    def _exit(self, slot):
-        return self.num_loops if self.exits is None else self.exits(tuple(self.read[slot]))
 
 
 def scheduler_of(num_slots, exits=None, batching="depth", num_loops=3):

@@ -2,6 +2,7 @@
 
 States:
 - the rule says yes exactly where the largest probability behind the loop reaches the loop's threshold;
+- that of a small head exactly where its confidence does;
 - what is recorded of a text = what the rule's head says of its tokens behind each loop.
 """
 
@@ -13,10 +14,11 @@ import torch
 from small_models import random_model
 from tolerances import assert_agree
 
+from griffinlm.checkpoint.exits import Exits
 from griffinlm.config import RecursionConfig
 from griffinlm.executor import ExecutorError
 from griffinlm.model.engine import TorchEngine
-from griffinlm.model.exits import ConfidenceRule, recorded_confidence
+from griffinlm.model.exits import ConfidenceRule, ProbeRule, recorded_confidence, recorded_exits
 from griffinlm.model.loops import TorchLoopExecutor
 from griffinlm.presets import PRESETS
 
@@ -57,6 +59,53 @@ def test_what_is_recorded_is_what_the_head_says_behind_each_loop():
             assert bool(is_right[place, loop]) == (int(probabilities[0].argmax()) == final)
         assert len(seen) == 2
         seen.clear()
+
+
+def exits(thresholds: tuple[float, ...]) -> Exits:
+    random = np.random.default_rng(1)
+    shapes = {"inner": (4, CONFIG.width), "inner_bias": (4,), "weights": (4,), "bias": ()}
+    parts = {n: random.standard_normal((len(thresholds), *shape)).astype(np.float32) for n, shape in shapes.items()}
+    return Exits(**parts, thresholds=thresholds, quality=0.9, shares=(), num_tokens=100)
+
+
+def test_by_a_small_head_a_token_may_leave_exactly_where_its_confidence_reaches_the_threshold_of_its_loop():
+    model, given = random_model(CONFIG, 0).eval(), exits((0.4, 0.6))
+    x = 3 * torch.randn(60, CONFIG.width, generator=torch.Generator().manual_seed(0))
+    depth = torch.arange(60) % 3 + 1
+    with torch.no_grad():
+        may_leave = ProbeRule(model, given)(x, depth)
+        confidence = given.confidence(model.final_norm(x)[:, None].expand(-1, 2, -1).double().numpy())
+    for place, loop in enumerate(depth.tolist()):
+        expected = loop < 3 and confidence[place, loop - 1] >= given.thresholds[loop - 1]
+        assert bool(may_leave[place]) == bool(expected)
+    assert may_leave.any()
+    never = ProbeRule(model, exits((float("inf"), 1.5)))(x, depth)
+    assert not never.any()
+
+
+def test_what_a_head_learns_from_is_what_its_rule_reads():
+    model = random_model(CONFIG, 0).eval()
+    tokens = torch.from_numpy(np.random.default_rng(0).integers(0, CONFIG.vocab_size, (1, 7)))
+    recorded = recorded_exits(model, tokens)
+    seen = []
+
+    def exit_rule(x, depth):
+        seen.append(model.final_norm(x)[0])
+        return depth > 3
+
+    executor = TorchLoopExecutor(TorchEngine(model, "float32"), 1, None, exit_rule)
+    for place, token in enumerate(tokens[0].tolist()):
+        executor.enter([0], [token])
+        for _ in range(3):
+            executor.run_loop([0])
+        executor.leave([0])
+        assert_agree(recorded.normed[place], torch.stack(seen), "model", "float32", "torch")
+        seen.clear()
+
+
+def test_a_wrong_number_of_heads_is_refused():
+    with pytest.raises(ExecutorError, match="there are 1 exits; 3 loops take 2"):
+        ProbeRule(random_model(CONFIG, 0), exits((0.5,)))
 
 
 def test_a_wrong_number_of_thresholds_is_refused():

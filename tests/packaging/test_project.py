@@ -21,11 +21,11 @@ MEGABYTE = 1_000_000
 
 IMPORT_ALL_WITHOUT_TORCH = """
 import importlib, pkgutil, sys
-missing = "torch triton jax sentencepiece tensorstore llguidance lm_eval transformers"
+missing = "torch triton jax sentencepiece tensorstore llguidance lm_eval transformers ray"
 sys.modules.update(dict.fromkeys(missing.split()))
 import griffinlm
 needs_torch = ("griffinlm.kernels", "griffinlm.model", "griffinlm.hf", "griffinlm.train")
-needs_extra = ("griffinlm.evaluate.harness",)
+needs_extra = ("griffinlm.evaluate.harness", "griffinlm.serve.ray_serve")
 for module in pkgutil.walk_packages(griffinlm.__path__, "griffinlm.", onerror=lambda name: None):
     if not module.name.startswith(needs_torch + needs_extra):
         importlib.import_module(module.name)
@@ -56,7 +56,8 @@ def test_base_imports_without_torch_or_any_extra():
 
 def test_extras_are_those_that_the_readme_names():
     extras = set(PROJECT["optional-dependencies"])
-    assert extras == {"torch", "serve", "clients", "train", "sentencepiece", "orbax", "evaluate", "structured", "dev"}
+    served = {"serve", "ray", "clients"}
+    assert extras == {"torch", "train", "sentencepiece", "orbax", "evaluate", "structured", "dev"} | served
     assert all(f"`{extra}`" in README for extra in extras)
 
 

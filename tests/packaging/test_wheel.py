@@ -78,11 +78,14 @@ def with_torch(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environ
     return environment_with(f"{wheel}[torch]", tmp_path_factory.mktemp("with_torch"))
 
 
-def test_wheel_is_pure_python_typed_and_holds_the_bundled_model(wheel: Path):
+def test_wheel_is_pure_python_typed_and_holds_the_bundled_models(wheel: Path):
     assert wheel.name.endswith("-py3-none-any.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     assert not [name for name in names if name.endswith((".so", ".pyd", ".dylib", ".pyc"))]
-    assert {"griffinlm/py.typed", *(f"griffinlm/data/eyas/{name}" for name in MODEL_FILES)} <= names
+    bundled = {path.name for path in (ROOT / "src" / "griffinlm" / "data").iterdir() if path.is_dir()}
+    assert {"eyas", "eyas-it"} <= bundled
+    assert {f"griffinlm/data/{model}/{name}" for model in bundled for name in MODEL_FILES} <= names
+    assert "griffinlm/py.typed" in names
     assert {f"griffinlm/serve/page/{name}" for name in ("index.html", "app.js", "style.css", "icon.svg")} <= names
     assert [name for name in names if name.endswith("/licenses/LICENSE")]
 

@@ -33,7 +33,7 @@ class ServerProcess:
         self._port = 0
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self._listening.wait(120)
+        self._listening.wait(300)
         if not self._port:
             raise RuntimeError(f"the server did not start: {self.lines}")
         self.url = f"http://127.0.0.1:{self._port}"

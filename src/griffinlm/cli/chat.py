@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def chat(
     context: typer.Context,
-    model: o.Model = "eyas",
+    model: o.Model = "eyas-it",
     engine: o.Engine = "auto",
     weights: o.Weights = None,
     window_dtype: o.WindowType = None,

@@ -53,6 +53,7 @@ def generate(
     seed: o.Seed = None,
     adapter: o.Adapter = None,
     speculate: o.Speculate = None,
+    early_exit: o.EarlyExit = False,
     threads: o.Threads = None,
     capacity: o.Capacity = None,
     state_in: Annotated[

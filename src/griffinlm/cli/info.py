@@ -91,6 +91,7 @@ def _recursion_facts(config: "ModelConfig") -> dict[str, Any]:
         "own_layers": config.num_layers - config.num_looped_layers,
         "tie": config.recursion.tie,
         "rank": config.recursion.rank,
+        "skips": config.recursion.skips,
     }
 
 
@@ -151,9 +152,10 @@ def _rows(facts: dict[str, Any]) -> list[Sequence[str]]:
 
 def _recursion_row(found: dict[str, Any]) -> str:
     tied = "matrices" if found["tie"] == "matrices" else "all parameters"
+    skipping = ", which skip a token that has left" if found["skips"] else ""
     return (
-        f"{found['loops']} loops through {found['shared_layers']} layers that share {tied}, rank {found['rank']}; "
-        f"{found['own_layers']} layers of their own"
+        f"{found['loops']} loops through {found['shared_layers']} layers that share {tied}, rank {found['rank']}"
+        f"{skipping}; {found['own_layers']} layers of their own"
     )
 
 

@@ -29,6 +29,8 @@ COMMANDS = (
     "convert",
     "quantize",
     "recursive",
+    "exits",
+    "export",
     "train",
     "estimate",
     "evaluate",

@@ -56,6 +56,13 @@ Speculate = Annotated[
         min=1,
     ),
 ]
+EarlyExit = Annotated[
+    bool,
+    typer.Option(
+        "--early-exit",
+        help="Let tokens leave the loops of a recursive model early where it is sure (`griffin exits`). Needs PyTorch.",
+    ),
+]
 Threads = Annotated[
     int | None, typer.Option("--threads", metavar="N", help="CPU threads; one for every core if not given.")
 ]
@@ -109,7 +116,7 @@ def load_model(given: dict[str, Any]) -> "LanguageModel":
     """`griffinlm.load` with those of a command's values that are its parameters; imported now."""
     from griffinlm.loading import load
 
-    names = ("engine", "device", "weights", "window_dtype", "threads")
+    names = ("engine", "device", "weights", "window_dtype", "threads", "early_exit")
     chosen = {name: given[name] for name in names if name in given}
     if given.get("speculate") is not None:
         chosen["num_guesses"] = given["speculate"]

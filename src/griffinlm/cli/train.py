@@ -1,4 +1,4 @@
-"""griffin train: packing text and pretraining."""
+"""griffin train: packing text, pretraining, tuning on conversations, on preferences and on rewards."""
 
 import sys
 from pathlib import Path
@@ -13,6 +13,13 @@ from griffinlm.errors import GriffinError
 
 if TYPE_CHECKING:
     from griffinlm.evaluate.documents import DocumentError
+    from griffinlm.train.base import TuningOutcome
+
+ConfigFile = Annotated[Path, typer.Option("--config", metavar="FILE", help="The run, as TOML.")]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change an entry, as in optimizer.learning_rate=1e-3."),
+]
 
 train = typer.Typer(help="Train a model.", no_args_is_help=True, **PLAIN)
 
@@ -23,11 +30,8 @@ class MissingLibraryError(GriffinError):
 
 @train.command("pretrain", cls=StrictCommand)
 def pretrain(
-    config: Annotated[Path, typer.Option("--config", metavar="FILE", help="The run, as TOML.")],
-    changes: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change an entry, as in optimizer.learning_rate=1e-3."),
-    ] = None,
+    config: ConfigFile,
+    changes: Changes = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a model on text, or go on from a checkpoint.
@@ -71,16 +75,57 @@ def sft(
     run = read_tuning_config(config, changes or ())
     try:
         from griffinlm.train.sft import tune
-        from griffinlm.train.sharding import rank
     except ModuleNotFoundError as error:
         raise _missing(error) from error
-    outcome = tune(run, _tell_bad_row)
-    if rank() != 0:
-        return
-    if as_json:
-        print_json({"result": str(outcome.result), "step": outcome.step, "figures": outcome.figures})
-    else:
-        print(outcome.result)
+    _tell_outcome(tune(run, _tell_bad_row), as_json)
+
+
+@train.command("reward", cls=StrictCommand)
+def reward(config: ConfigFile, changes: Changes = None, as_json: AsJson = False) -> None:
+    """Train a reward model on pairs of answers of which one is better: rows {prompt, chosen, rejected}.
+
+    Several devices: torchrun --no-python --nproc-per-node N griffin train reward --config FILE.
+    """
+    from griffinlm.train.alignment.config import RewardConfig, read_alignment_config
+
+    run = read_alignment_config(RewardConfig, config, changes or ())
+    try:
+        from griffinlm.train.alignment.reward import train_reward
+    except ModuleNotFoundError as error:
+        raise _missing(error) from error
+    _tell_outcome(train_reward(run, _tell_bad_row), as_json)
+
+
+@train.command("dpo", cls=StrictCommand)
+def dpo(config: ConfigFile, changes: Changes = None, as_json: AsJson = False) -> None:
+    """Train a model to prefer the better answers of pairs: rows {prompt, chosen, rejected}.
+
+    Several devices: torchrun --no-python --nproc-per-node N griffin train dpo --config FILE.
+    """
+    from griffinlm.train.alignment.config import DpoConfig, read_alignment_config
+
+    run = read_alignment_config(DpoConfig, config, changes or ())
+    try:
+        from griffinlm.train.alignment.dpo import train_dpo
+    except ModuleNotFoundError as error:
+        raise _missing(error) from error
+    _tell_outcome(train_dpo(run, _tell_bad_row), as_json)
+
+
+@train.command("rloo", cls=StrictCommand)
+def rloo(config: ConfigFile, changes: Changes = None, as_json: AsJson = False) -> None:
+    """Train a model on what a reward model says of its own answers: rows {prompt}.
+
+    Several devices: torchrun --no-python --nproc-per-node N griffin train rloo --config FILE.
+    """
+    from griffinlm.train.alignment.config import RlooConfig, read_alignment_config
+
+    run = read_alignment_config(RlooConfig, config, changes or ())
+    try:
+        from griffinlm.train.alignment.rloo import train_rloo
+    except ModuleNotFoundError as error:
+        raise _missing(error) from error
+    _tell_outcome(train_rloo(run, _tell_bad_row), as_json)
 
 
 @train.command("merge", cls=StrictCommand)
@@ -140,6 +185,17 @@ def pack(
     for split in ("train", "held_out"):
         counts = figures[split]
         print(f"{split:9} {counts['num_documents']:,} documents, {counts['num_tokens']:,} tokens")
+
+
+def _tell_outcome(outcome: "TuningOutcome", as_json: bool) -> None:
+    from griffinlm.train.sharding import rank
+
+    if rank() != 0:
+        return
+    if as_json:
+        print_json({"result": str(outcome.result), "step": outcome.step, "figures": outcome.figures})
+    else:
+        print(outcome.result)
 
 
 def _tell_bad_row(error: "DocumentError") -> None:

@@ -1,5 +1,6 @@
 """The blocks of the model as graph operators; `model/blocks.py` and `model/layers.py` are the same in torch."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +10,6 @@ from griffinlm.config import RG_LRU_EXPONENT, ModelConfig
 from griffinlm.edge.graph import Graph
 from griffinlm.edge.layout import Layout, Visibility
 from griffinlm.edge.linear import Linears
-from griffinlm.edge.scan import add_scan
 
 INT8_LEVELS = 127
 END = np.iinfo(np.int64).max
@@ -25,6 +25,23 @@ class BlockGraph(NamedTuple):
     rows_tokens: str
     """The shape [B, T, -1]."""
     window_dtype: str
+    scan: Callable[[str, str, str], tuple[str, str]]
+    """All h_t [M, L] and the last [B, L] of decays and inputs [M, L] and the h before [B, L]; as `scan.add_scan`."""
+
+
+class Recurrence(NamedTuple):
+    """What a recurrent block makes of a chunk."""
+
+    out: str
+    """[M, D]."""
+    inputs: str
+    """Those of the convolution, [B, T, L]."""
+    hidden: str
+    """h after every token, [M, L]."""
+    last_hidden: str
+    """[B, L]."""
+    tail: str
+    """The last K-1 inputs of the convolution, [B, K-1, L]."""
 
 
 class Ring(NamedTuple):
@@ -66,23 +83,30 @@ def mlp(block: BlockGraph, x: str, name: str) -> str:
     return linear(block.graph.node("Mul", gate, linear(x, f"{name}.up", bias=bias)), f"{name}.down", bias=bias)
 
 
-def recurrent(block: BlockGraph, x: str, name: str, hidden: str, tail: str) -> tuple[str, str, str]:
+def join(block: BlockGraph, x: str, mixed: str, name: str) -> str:
+    """What a layer gives of x [M, D] where its temporal block gave `mixed`: r = x + mixed; r + mlp(norm(r))."""
+    x = block.graph.node("Add", x, mixed)
+    return block.graph.node("Add", x, mlp(block, norm(block, x, f"{name}.mlp_norm"), f"{name}.mlp"))
+
+
+def recurrent(block: BlockGraph, x: str, name: str, hidden: str, tail: str) -> Recurrence:
     """linear_out(gelu(linear_y(x)) * rg_lru(conv(linear_x(x)))) of x [M, D].
 
     Args:
         hidden: [B, L]. tail: [B, K-1, L].
-
-    Returns:
-        The block's output [M, D] and the two states after the chunk.
     """
     graph, linears = block.graph, block.linears
     branch = gelu(graph, linears.linear(x, f"{name}.linear_y", bias=True))
     u = graph.node("Reshape", linears.linear(x, f"{name}.linear_x", bias=True), block.rows_tokens)
     joined = graph.node("Concat", tail, u, axis=1)
-    tail = graph.node("GatherND", joined, block.layout.tail_index, batch_dims=1)
-    u = short_conv(block, joined, f"{name}.conv")
-    u, hidden = rg_lru(block, u, f"{name}.rg_lru", hidden)
-    return linears.linear(graph.node("Mul", u, branch), f"{name}.linear_out", bias=True), hidden, tail
+    if block.layout.is_single:
+        bounds = (graph.constant([bound], np.int64) for bound in (1, END, 1))
+        tail = graph.node("Slice", joined, *bounds)
+    else:
+        tail = graph.node("GatherND", joined, block.layout.tail_index, batch_dims=1)
+    h, last = rg_lru(block, short_conv(block, joined, f"{name}.conv"), f"{name}.rg_lru", hidden)
+    out = linears.linear(graph.node("Mul", h, branch), f"{name}.linear_out", bias=True)
+    return Recurrence(out, u, h, last, tail)
 
 
 def short_conv(block: BlockGraph, joined: str, name: str) -> str:
@@ -125,13 +149,22 @@ def rg_lru(block: BlockGraph, x: str, name: str, hidden: str) -> tuple[str, str]
     a = graph.node("Where", layout.is_special, layout.special_decay, a)
     scale = graph.node("Where", layout.is_special, layout.special_scale, scale)
     inputs = graph.node("Mul", graph.node("Mul", scale, input_gate), x)
-    return add_scan(graph, a, inputs, hidden, layout.is_step, block.rows_tokens)
+    return block.scan(a, inputs, hidden)
 
 
 def attention(
-    block: BlockGraph, x: str, name: str, keys: Ring, values: Ring, visibility: Visibility
+    block: BlockGraph,
+    x: str,
+    name: str,
+    keys: Ring,
+    values: Ring,
+    visibility: Visibility,
+    earlier: tuple[str, str] | None = None,
 ) -> tuple[str, NewRows, NewRows]:
     """softmax(q k / sqrt(H)) v over the ring and the chunk; all heads share one key and value. x is [M, D].
+
+    Args:
+        earlier: keys and values [B, t, H] of tokens of the chunk that stand before those of x, as they are seen.
 
     Returns:
         The block's output [M, D], and the new rows of the two rings.
@@ -148,11 +181,15 @@ def attention(
     key = graph.node("Reshape", rotate(block, key, rotation.cos, rotation.sin), block.rows_tokens)
     value = graph.node("Reshape", linear(x, f"{name}.value", bias=False), block.rows_tokens)
     new_keys, new_values = round_rows(block, key), round_rows(block, value)
+    seen_keys, seen_values = new_keys.seen, new_values.seen
+    if earlier is not None:
+        seen_keys = graph.node("Concat", earlier[0], seen_keys, axis=1)
+        seen_values = graph.node("Concat", earlier[1], seen_values, axis=1)
     # Queries of all tokens and heads are the rows of one product: [B, T * N, H].
     query = graph.node("Reshape", query, graph.constant([0, -1, size], number))
     scores = [
         graph.node("MatMul", query, graph.node("Transpose", seen, perm=[0, 2, 1]))
-        for seen in (read_ring(block, keys), new_keys.seen)
+        for seen in (read_ring(block, keys), seen_keys)
     ]
     joined = graph.node("Concat", *scores, axis=2)
     flat = graph.node("Shape", joined)
@@ -165,7 +202,7 @@ def attention(
     out = graph.node(
         "Add",
         graph.node("MatMul", of_ring, read_ring(block, values)),
-        graph.node("MatMul", of_chunk, new_values.seen),
+        graph.node("MatMul", of_chunk, seen_values),
     )
     out = graph.node("Reshape", out, graph.constant([-1, num_heads * size], number))
     return linear(out, f"{name}.output", bias=block.config.use_bias), new_keys, new_values

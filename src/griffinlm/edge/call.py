@@ -26,6 +26,7 @@ class Call:
         rings: names of those arrays whose second axis is the ring's slots.
         num_used_slots: how many of a ring's slots are read, where fewer than all can hold anything.
         adapted: which rows have an adapter; None where the graph has none. Its arrays are kept and may be filled anew.
+        num_skipping_loops: loops whose skipped tokens the graph is told; 0 where the model does not skip.
     """
 
     def __init__(
@@ -40,11 +41,13 @@ class Call:
         num_used_slots: int | None,
         taps: Taps | None = None,
         adapted: AdaptedRows | None = None,
+        num_skipping_loops: int = 0,
     ) -> None:
         num_rows = rows.stop - rows.start
         self.embedded = np.empty((num_rows, num_tokens, config.width), np.float32)
         self.positions = np.empty((num_rows, num_tokens), np.int64)
         self.num_before = np.empty(num_rows, np.int64)
+        self.num_skipped = np.empty((num_rows, num_skipping_loops), np.int64)
         self.logit_index = np.zeros((num_logits, 2), np.int64)
         self.logits = np.empty((num_logits, config.vocab_size), np.float32)
         self.new: dict[str, np.ndarray] = {}
@@ -52,7 +55,8 @@ class Call:
         self.tapped = {} if taps is None else {name: np.empty(size, np.float32) for name, size in taps.sizes.items()}
         self._taps = taps
         self._session, self._binding = session, session.io_binding()
-        for name in ("embedded", "positions", "num_before", "logit_index"):
+        skipping = ("num_skipped",) if num_skipping_loops else ()
+        for name in ("embedded", "positions", "num_before", "logit_index", *skipping):
             self._bind(self._binding.bind_input, name, getattr(self, name))
         self.adapted = adapted
         for name, array in ({} if adapted is None else adapted._asdict()).items():

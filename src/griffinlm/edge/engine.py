@@ -8,18 +8,22 @@ import onnxruntime
 
 from griffinlm.checkpoint import Checkpoint, CheckpointError
 from griffinlm.checkpoint.adapter import AdapterTerms
+from griffinlm.edge.ahead import build_ahead_graph
 from griffinlm.edge.call import Taps
 from griffinlm.edge.embedding import Embedding
 from griffinlm.edge.executor import OnnxExecutor
 from griffinlm.edge.graph import BuiltGraph
 from griffinlm.edge.low_rank import NO_ADAPTER, num_bytes
-from griffinlm.edge.memory import require_memory
+from griffinlm.edge.memory import require_address_space, require_memory
 from griffinlm.edge.model import EMBEDDING, build_graph
 from griffinlm.edge.threads import num_threads
+from griffinlm.state import state_layout
 
 WINDOW_DTYPES = ("float32", "float16", "int8")
-WORKING_BYTES = 150 << 20
-"""What interpreter, libraries and activations take beside weights and states."""
+WORKING_BYTES = 92 << 20
+"""What libraries and activations take beside weights and states, and beside what a process holds before it loads."""
+LAID_OUT_SHARE = 1.1
+"""Of the bytes of quantized weights: what ONNX Runtime's own layout of them takes at most."""
 
 
 class OnnxEngine:
@@ -66,17 +70,38 @@ def build_engine(
         NotEnoughMemoryError: the weights would not fit, found before they are read.
     """
     low_rank = _with_terms(adapters)
-    require_room(checkpoint, num_bytes(low_rank))
+    require_room(checkpoint, num_bytes(low_rank), window_dtype, threads)
     checkpoint.verify()
     built = build_graph(checkpoint, window_dtype, activation_levels(), low_rank)
     return OnnxEngine(checkpoint, new_session(built, checkpoint, threads), window_dtype, adapters=adapters)
 
 
-def require_room(checkpoint: Checkpoint, adapter_bytes: int = 0) -> None:
-    """Refuses weights that do not fit into memory; raises NotEnoughMemoryError with the numbers."""
-    is_quantized = checkpoint.quantization is not None
-    weight_bytes = checkpoint.num_bytes if is_quantized else 4 * checkpoint.config.num_parameters
-    require_memory(weight_bytes + adapter_bytes + WORKING_BYTES, str(checkpoint.path))
+def ahead_session(checkpoint: Checkpoint, window_dtype: str, threads: int | None, num_first_layers: int) -> Any:
+    """A session of the graph that reads ahead, in which so many layers guess; quantized weights are held once more.
+
+    Raises:
+        CheckpointError, NotEnoughMemoryError: as `build_engine`.
+    """
+    require_room(checkpoint, 0, window_dtype, threads)
+    built = build_ahead_graph(checkpoint, window_dtype, activation_levels(), num_first_layers)
+    return new_session(built, checkpoint, threads)
+
+
+def require_room(
+    checkpoint: Checkpoint, adapter_bytes: int = 0, window_dtype: str = "float32", threads: int | None = None
+) -> None:
+    """Refuses weights that do not fit into memory beside the state of one conversation, where that has a fixed size.
+
+    Raises:
+        NotEnoughMemoryError: with the numbers.
+    """
+    config, is_quantized = checkpoint.config, checkpoint.quantization is not None
+    wanted = round(LAID_OUT_SHARE * checkpoint.num_bytes) if is_quantized else 4 * config.num_parameters
+    wanted += adapter_bytes + WORKING_BYTES
+    if not config.needs_capacity:
+        wanted += sum(spec.nbytes for spec in state_layout(config, 1, None, window_dtype, "float32").values())
+    require_address_space(wanted, num_threads(threads), str(checkpoint.path))
+    require_memory(wanted, str(checkpoint.path))
 
 
 def new_session(built: BuiltGraph, checkpoint: Checkpoint, threads: int | None) -> Any:
@@ -85,7 +110,7 @@ def new_session(built: BuiltGraph, checkpoint: Checkpoint, threads: int | None) 
     options.intra_op_num_threads = num_threads(threads)
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # What goes wrong is told by the exception.
     if built.folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(built.folder))
     if checkpoint.quantization is None:

@@ -130,6 +130,7 @@ class OnnxExecutor:
         call.embedded[:] = self.engine.embedding.rows(np.where(positions >= 0, tokens, 0))
         call.positions[:] = positions
         call.num_before[:] = num_before
+        call.num_skipped[:] = self._states.num_skipped[rows]
         call.logit_index[:] = np.argwhere(wanted)
         call.run()
         self._states.keep(call.new, first, positions)
@@ -148,7 +149,7 @@ class OnnxExecutor:
         engine, states = self.engine, self._states
         call = Call(
             *(engine.session, engine.config, states.arrays, states.rings.keys()),
-            *(rows, num_tokens, num_logits, num_used, engine.taps, adapted),
+            *(rows, num_tokens, num_logits, num_used, engine.taps, adapted, states.num_skipped.shape[1]),
         )
         if is_step:
             self._step = key, call

@@ -37,17 +37,20 @@ class BuiltGraph(NamedTuple):
 class Graph:
     """Collects nodes. A value is the name of a node's output; every method that makes nodes returns names."""
 
-    def __init__(self, parent: "Graph | None" = None) -> None:
+    def __init__(self, parent: "Graph | None" = None, holds_weights: bool = False) -> None:
         self._nodes: list[onnx.NodeProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         # A branch sees the initializers of the graph around it.
         self._root: Graph = self if parent is None else parent._root
+        self._holder: Graph = self if parent is None or holds_weights else parent._holder
         self._initializers: dict[str, TensorProto] = {}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._arrays: dict[str, np.ndarray] = {}
         self._folder: Path | None = None
         self._num_names = 0
+        self._prefix = "" if self._holder is self._root else f"{self._root._new_name('branch')}."
+        """Of the weights that a branch holds, whose names must be no others'."""
 
     def node(self, operator: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
         """Adds a node with one output."""
@@ -75,11 +78,13 @@ class Graph:
         Raises:
             CheckpointError: links lead to files in several directories.
         """
-        root = self._root
-        if name in root._initializers:
+        root, holder = self._root, self._holder
+        name = holder._prefix + name
+        if name in holder._initializers:
             return name
-        if isinstance(values, np.ndarray) and values.nbytes <= LARGEST_INLINE_BYTES:
-            root._initializers[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
+        # Arrays beside the graph can be given to the outermost one only.
+        if isinstance(values, np.ndarray) and (holder is not root or values.nbytes <= LARGEST_INLINE_BYTES):
+            holder._initializers[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
             return name
         tensor = TensorProto(name=name, data_location=TensorProto.EXTERNAL, dims=values.shape)
         if isinstance(values, np.ndarray):
@@ -91,7 +96,7 @@ class Graph:
             place = {"location": values.file.resolve().name, "offset": values.offset, "length": values.num_bytes}
         for key, value in place.items():
             tensor.external_data.add(key=key, value=str(value))
-        root._initializers[name] = tensor
+        holder._initializers[name] = tensor
         return name
 
     def input(self, name: str, dtype: str, shape: Sequence[int | str]) -> str:
@@ -103,9 +108,14 @@ class Graph:
         self._nodes.append(helper.make_node("Identity", [value], [name]))
         self._outputs.append(helper.make_tensor_value_info(name, ELEMENT_TYPES[dtype], shape))
 
-    def branch(self) -> "Graph":
-        """A graph for one side of `choose`, which may use every value made here so far."""
-        return Graph(parent=self)
+    def branch(self, holds_weights: bool = False) -> "Graph":
+        """A graph for one side of `choose` or the body of `loop`, which may use every value made here so far.
+
+        Args:
+            holds_weights: whether its weights are its own, which takes memory. Quantized ones are laid out for speed
+                only in the graph that holds them.
+        """
+        return Graph(parent=self, holds_weights=holds_weights)
 
     def choose(
         self, condition: str, then: "tuple[Graph, Sequence[str]]", otherwise: "tuple[Graph, Sequence[str]]"
@@ -117,9 +127,36 @@ class Graph:
         }
         return self.nodes("If", condition, count=len(then[1]), **branches)
 
+    def new_name(self, what: str) -> str:
+        """A name that no other value has, for an input of a loop's body."""
+        return self._new_name(what)
+
+    def loop(
+        self, most: str, body: "Graph", inputs: Sequence[str], outputs: Sequence[str], carried: Sequence[str]
+    ) -> tuple[str, ...]:
+        """Runs a body, made by `branch`, until its condition fails or it has run `most` times.
+
+        Args:
+            inputs: names in the body of the number of the run, of a condition that is not looked at, and of the values
+                that go from run to run.
+            outputs: whether there is another run, these values after the run, and others that are kept of every run.
+            carried: the values before the first run.
+
+        Returns:
+            the values after the last run, and of the others those of all runs stacked.
+        """
+        values = [onnx.ValueInfoProto(name=name) for name in inputs]
+        number = helper.make_tensor_value_info(inputs[0], TensorProto.INT64, [])
+        condition = helper.make_tensor_value_info(inputs[1], TensorProto.BOOL, [])
+        results = [onnx.ValueInfoProto(name=name) for name in outputs]
+        proto = helper.make_graph(
+            body._nodes, "body", [number, condition, *values[2:]], results, [*body._initializers.values()]
+        )
+        return self.nodes("Loop", most, "", *carried, count=len(outputs) - 1, body=proto)
+
     def _branch_proto(self, name: str, values: Sequence[str]) -> onnx.GraphProto:
         outputs = [onnx.ValueInfoProto(name=value) for value in values]
-        return helper.make_graph(self._nodes, name, [], outputs)
+        return helper.make_graph(self._nodes, name, [], outputs, [*self._initializers.values()])
 
     def build(self, name: str) -> BuiltGraph:
         """The finished model."""

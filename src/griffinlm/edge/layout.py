@@ -40,23 +40,20 @@ class Layout(NamedTuple):
     special_scale: str
     """[M, 1], the factor on the input there: 1 at a start, 0 in padding."""
     rotation: Rotation | None
+    is_single: bool = False
+    """Whether every call has one token a row, which is none of padding."""
 
 
-def add_layout(graph: Graph, config: ModelConfig) -> Layout:
-    """Adds the inputs `positions` and what follows from them alone."""
-    positions = graph.input("positions", "int64", ["rows", "tokens"])
+def add_layout(graph: Graph, config: ModelConfig, positions: str) -> Layout:
+    """Adds what follows from the positions [B, T] alone."""
     zero = graph.constant(0, np.int64)
     is_real = graph.node("GreaterOrEqual", positions, zero)
     is_start = graph.node("Equal", positions, zero)
     last_axis = graph.constant([-1], np.int64)
     column = graph.constant([-1, 1], np.int64)
-    tap_masks, tail_index = (), ""
+    tap_masks, tail_index = _tap_masks(graph, config, positions), ""
     if config.recurrent is not None:
         num_past = config.recurrent.num_conv_taps - 1
-        tap_masks = tuple(
-            graph.node("Unsqueeze", _as_float(graph, _at_least(graph, positions, s)), last_axis)
-            for s in range(1, num_past + 1)
-        )
         lengths = graph.node("ReduceSum", graph.node("Cast", is_real, to=7), graph.constant([1], np.int64), keepdims=1)
         tail_index = graph.node("Add", lengths, graph.constant(np.arange(num_past)[None], np.int64))
         tail_index = graph.node("Unsqueeze", tail_index, last_axis)
@@ -73,6 +70,51 @@ def add_layout(graph: Graph, config: ModelConfig) -> Layout:
         special_scale=_as_float(graph, starts),
         rotation=None if config.attention is None else _rotation(graph, positions, config.attention),
     )
+
+
+def loop_positions(graph: Graph, config: ModelConfig, positions: str, num_before: str) -> list[tuple[str, str]]:
+    """Positions [B, T] and tokens read before [B] as each loop sees them.
+
+    A model that skips has an input `num_skipped` [B, loops - 1] for that: until a document starts, a loop stands closer
+    to the start of the present one by the tokens that it has not read.
+    """
+    num_loops = 1 if config.recursion is None else config.recursion.num_loops
+    if not config.skips:
+        return [(positions, num_before)] * num_loops
+    number = np.int64
+    zero, column = graph.constant(0, number), graph.constant([1], number)
+    starts = graph.node("Cast", graph.node("Equal", positions, zero), to=7)
+    goes_on = graph.node("Equal", graph.node("CumSum", starts, graph.constant(1, number)), zero)
+    goes_on = graph.node("And", goes_on, graph.node("GreaterOrEqual", positions, zero))
+    goes_on = graph.node("Cast", goes_on, to=7)
+    num_skipped, found = graph.input("num_skipped", "int64", ["rows", num_loops - 1]), [(positions, num_before)]
+    for loop in range(num_loops - 1):
+        skipped = graph.node("Gather", num_skipped, graph.constant(loop, number), axis=1)  # [B]
+        back = graph.node("Mul", graph.node("Unsqueeze", skipped, column), goes_on)
+        found.append((graph.node("Sub", positions, back), graph.node("Sub", num_before, skipped)))
+    return found
+
+
+def add_single_layout(graph: Graph, config: ModelConfig, positions: str) -> Layout:
+    """The same for calls of one token a row, positions [B, 1], with fewer nodes."""
+    return Layout(
+        positions=positions,
+        is_step="",
+        tap_masks=_tap_masks(graph, config, positions),
+        tail_index="",
+        is_special=graph.node("Equal", positions, graph.constant(0, np.int64)),
+        special_decay=graph.constant(0.0),
+        special_scale=graph.constant(1.0),
+        rotation=None if config.attention is None else _rotation(graph, positions, config.attention),
+        is_single=True,
+    )
+
+
+def _tap_masks(graph: Graph, config: ModelConfig, positions: str) -> tuple[str, ...]:
+    if config.recurrent is None:
+        return ()
+    taps, last_axis = range(1, config.recurrent.num_conv_taps), graph.constant([-1], np.int64)
+    return tuple(graph.node("Unsqueeze", _as_float(graph, _at_least(graph, positions, s)), last_axis) for s in taps)
 
 
 def _at_least(graph: Graph, positions: str, least: int) -> str:
@@ -113,7 +155,17 @@ class Visibility(NamedTuple):
     """[1] int64, S."""
 
 
-def add_visibility(graph: Graph, layout: Layout, num_before: str, ring: str, window_tokens: int | None) -> Visibility:
+class RingAges(NamedTuple):
+    """How long ago the tokens of a ring were read."""
+
+    age: str
+    """[B, 1, S], places between each slot's token and the first of the chunk; 1 is the newest."""
+    num_slots: str
+    """[1] int64, S."""
+    window_tokens: int | None
+
+
+def add_visibility(graph: Graph, positions: str, num_before: str, ring: str, window_tokens: int | None) -> Visibility:
     """Token t sees the token d places before it where d <= min(position of t, window).
 
     A slot of the ring holds the newest token before the chunk whose position is its number modulo the window. The ring
@@ -121,27 +173,47 @@ def add_visibility(graph: Graph, layout: Layout, num_before: str, ring: str, win
     twice, which is the same rule with a modulus that no position reaches.
 
     Args:
+        positions: [B, T].
         num_before: [B], tokens of each row's document read before the chunk. ring: [B, S, H].
     """
     number = np.int64
+    zero, one = graph.constant(0, number), graph.constant(1, number)
+    num_tokens = graph.node("Shape", positions, start=1, end=2)
+    tokens = graph.node("Range", zero, graph.node("Squeeze", num_tokens), one)
+    here = graph.node("Unsqueeze", tokens, graph.constant([1], number))  # [T, 1]
+    return visibility_from(graph, positions, ring_ages(graph, num_before, ring, window_tokens), here, tokens)
+
+
+def ring_ages(graph: Graph, num_before: str, ring: str, window_tokens: int | None) -> RingAges:
+    """How old what a ring holds is; arguments as for `add_visibility`."""
+    number = np.int64
     modulus = MAX_CAPACITY_TOKENS if window_tokens is None else window_tokens
-    reach = graph.node("Max", layout.positions, graph.constant(0, number))
+    zero, one = graph.constant(0, number), graph.constant(1, number)
+    num_slots = graph.node("Shape", ring, start=1, end=2)
+    slots = graph.node("Range", zero, graph.node("Squeeze", num_slots), one)
+    newest = graph.node("Sub", graph.node("Unsqueeze", num_before, graph.constant([1], number)), one)
+    age = graph.node("Mod", graph.node("Sub", newest, slots), graph.constant(modulus, number))
+    age = graph.node("Unsqueeze", graph.node("Add", age, one), graph.constant([1], number))
+    return RingAges(age, num_slots, window_tokens)
+
+
+def visibility_from(graph: Graph, positions: str, ages: RingAges, here: str, tokens: str) -> Visibility:
+    """What some tokens of a chunk see of the ring and of the chunk.
+
+    Args:
+        positions: [B, T], of those that look. here: [T, 1], their places in the chunk.
+        tokens: [C], the places of those that may be seen.
+    """
+    number, age, window_tokens = np.int64, ages.age, ages.window_tokens
+    zero = graph.constant(0, number)
+    reach = graph.node("Max", positions, zero)
     if window_tokens is not None:
         reach = graph.node("Min", reach, graph.constant(window_tokens, number))
     reach = graph.node("Unsqueeze", reach, graph.constant([2], number))  # [B, T, 1]
-    zero, one = graph.constant(0, number), graph.constant(1, number)
-    num_slots = graph.node("Shape", ring, start=1, end=2)
-    num_tokens = graph.node("Shape", layout.positions, start=1, end=2)
-    slots = graph.node("Range", zero, graph.node("Squeeze", num_slots), one)
-    tokens = graph.node("Range", zero, graph.node("Squeeze", num_tokens), one)
-    newest = graph.node("Sub", graph.node("Unsqueeze", num_before, graph.constant([1], number)), one)
-    age = graph.node("Mod", graph.node("Sub", newest, slots), graph.constant(modulus, number))
-    age = graph.node("Unsqueeze", graph.node("Add", age, one), graph.constant([1], number))  # [B, 1, S], 1 is newest
-    here = graph.node("Unsqueeze", tokens, graph.constant([1], number))  # [T, 1]
     from_ring = graph.node("LessOrEqual", graph.node("Add", age, here), reach)  # [B, T, S]
-    distance = graph.node("Sub", here, tokens)  # [T, T]
-    seen = graph.node("LessOrEqual", distance, reach)  # [B, T, T]
+    distance = graph.node("Sub", here, tokens)  # [T, C]
+    seen = graph.node("LessOrEqual", distance, reach)  # [B, T, C]
     seen = graph.node("And", seen, graph.node("GreaterOrEqual", distance, zero))
     visible = graph.node("Concat", from_ring, seen, axis=2)
     bias = graph.node("Where", visible, graph.constant(0.0), graph.constant(INVISIBLE))
-    return Visibility(graph.node("Unsqueeze", bias, graph.constant([2], number)), num_slots)
+    return Visibility(graph.node("Unsqueeze", bias, graph.constant([2], number)), ages.num_slots)

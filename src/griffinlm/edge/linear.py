@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from onnx import TensorProto
 
 from griffinlm.checkpoint import SCALES, Checkpoint, StoredTensor
 from griffinlm.checkpoint.adapter import AdapterTerms
@@ -129,6 +130,46 @@ class Linears:
         out = self._joined(self._with_own_terms(parts, products, place))
         out = graph.node("Add", out, graph.weight(f"{name}.bias", bias))
         return self._low_rank.add(x, out, place)
+
+    def rows(self, ids: str, place: str) -> str:
+        """The rows [M, K] of the matrix [N, K] at `place` by their numbers [M], float32; the matrix is held once."""
+        graph, name = self._graph, self._parameter_at(place)
+        num_rows, size = self._shapes[name]
+        kind = self._format(name)
+        if not kind.is_quantized:
+            return graph.node("Gather", self.parameter(place), ids, axis=0)
+        num_parts = _num_parts(self._stored(name))
+        rows_a_part = graph.constant(num_rows // num_parts, np.int64)
+        inner = graph.node("Mod", ids, rows_a_part)
+        part = graph.node("Unsqueeze", graph.node("Div", ids, rows_a_part), graph.constant([1], np.int64))
+        rows = self._part_rows(inner, name, kind, num_parts, 0)
+        for index in range(1, num_parts):
+            is_here = graph.node("Equal", part, graph.constant(index, np.int64))
+            rows = graph.node("Where", is_here, self._part_rows(inner, name, kind, num_parts, index), rows)
+        bounds = (graph.constant([bound], np.int64) for bound in (0, size, 1))
+        return graph.node("Slice", rows, *bounds)
+
+    def _part_rows(self, ids: str, name: str, kind: Format, num_parts: int, index: int) -> str:
+        """Rows [M, K or more] of one of the equal parts of a quantized matrix."""
+        graph, number = self._graph, np.int64
+        gathered = []
+        for stored_name in (name, name + SCALES):
+            stored = self._stored(stored_name)
+            shape = stored.shape[0] // num_parts, *stored.shape[1:]
+            weight = graph.weight(f"{stored_name}.{index}", _part(stored, index, shape))
+            gathered.append(graph.node("Gather", weight, ids, axis=0))
+        numbers, scales = gathered
+        last = graph.constant([-1], number)
+        if kind.bits == 4:
+            low = graph.node("BitwiseAnd", numbers, graph.constant(15, np.uint8))
+            high = graph.node("BitShift", numbers, graph.constant(4, np.uint8), direction="RIGHT")
+            numbers = graph.node("Concat", *(graph.node("Unsqueeze", n, last) for n in (low, high)), axis=-1)
+            numbers = graph.node("Reshape", numbers, graph.constant([0, 0, -1], number))
+        values = graph.node("Cast", numbers, to=TensorProto.FLOAT)
+        if not kind.is_channel:
+            values = graph.node("Sub", values, graph.constant(2.0 ** (kind.bits - 1)))
+        values = graph.node("Mul", values, graph.node("Unsqueeze", scales, last))
+        return graph.node("Reshape", values, graph.constant([0, -1], number))
 
     def _format(self, name: str) -> Format:
         quantization = self._checkpoint.quantization

@@ -1,14 +1,17 @@
 """The graph of a model: what `ModelConfig.plan()` says, in the operators of ONNX Runtime."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from griffinlm.checkpoint import Checkpoint
 from griffinlm.checkpoint.adapter import AdapterTerms
 from griffinlm.config import ModelConfig, Step
-from griffinlm.edge.blocks import BlockGraph, NewRows, Ring, attention, mlp, norm, recurrent
+from griffinlm.edge.blocks import BlockGraph, NewRows, Ring, attention, join, norm, recurrent
 from griffinlm.edge.graph import BuiltGraph, Graph
-from griffinlm.edge.layout import Visibility, add_layout, add_visibility
+from griffinlm.edge.layout import Visibility, add_layout, add_visibility, loop_positions
 from griffinlm.edge.linear import Linears
+from griffinlm.edge.scan import add_scan
 from griffinlm.state import ArraySpec, block_layout
 
 EMBEDDING = "embedding.weight"
@@ -25,7 +28,7 @@ def build_graph(
     of a row; `num_before` [rows]; `logit_index` [logits, 2], row and token of the logits wanted; and the arrays of the
     state by their names, rings possibly cut to the slots in use. Outputs: `logits` [logits, vocab], and for every state
     array one of its name and `.new`: the whole of it, or of a ring the rows [rows, tokens, ...] that the caller writes.
-    With adapters there are the inputs of `low_rank.AdaptedRows` too.
+    With adapters there are the inputs of `low_rank.AdaptedRows` too, and in a model that skips `num_skipped`.
     """
     graph, config = Graph(), checkpoint.config
     linears = Linears(graph, checkpoint, activation_levels, adapters)
@@ -33,37 +36,63 @@ def build_graph(
     return graph.build("griffin")
 
 
-def add_model(graph: Graph, linears: Linears, config: ModelConfig, window_dtype: str) -> None:
-    """Adds everything from the inputs to the outputs."""
-    embedded = graph.input("embedded", "float32", ["rows", "tokens", config.width])
-    layout = add_layout(graph, config)
+def add_model(
+    graph: Graph, linears: Linears, config: ModelConfig, window_dtype: str, embedded: str | None = None
+) -> None:
+    """Adds everything from the inputs to the outputs; the scaled embeddings are an input unless given."""
+    if embedded is None:
+        embedded = graph.input("embedded", "float32", ["rows", "tokens", config.width])
+    positions = graph.input("positions", "int64", ["rows", "tokens"])
     num_before = graph.input("num_before", "int64", ["rows"])
-    shape = graph.node("Shape", layout.positions)
+    places = loop_positions(graph, config, positions, num_before)
+    layouts = {own: add_layout(graph, config, own) for own, _ in places}
+    is_step = layouts[positions].is_step
+    shape = graph.node("Shape", positions)
     rows_tokens = graph.node("Concat", shape, graph.constant([-1], np.int64), axis=0)
-    block = BlockGraph(graph, config, linears, layout, rows_tokens, window_dtype)
+
+    def scan(decay: str, inputs: str, initial: str) -> tuple[str, str]:
+        return add_scan(graph, decay, inputs, initial, is_step, rows_tokens)
+
+    of_call = BlockGraph(graph, config, linears, layouts[positions], rows_tokens, window_dtype, scan)
     arrays = block_layout(config, 1, 1 if config.needs_capacity else None, window_dtype, "float32")
-    visibilities: dict[str, Visibility] = {}
-    x = graph.node("Reshape", embedded, graph.constant([-1, config.width], np.int64))
+    visibilities: dict[tuple[str, str], Visibility] = {}
+    block, x = of_call, graph.node("Reshape", embedded, graph.constant([-1, config.width], np.int64))
     for step in config.plan():
+        own, own_before = places[config.loop_of(step.depth)]
+        block = of_call._replace(layout=layouts[own])
         y = norm(block, x, f"{step.weights}.temporal_norm")
         if step.kind == "recurrent":
             y = _add_recurrent(block, y, step, arrays)
         else:
-            y = _add_attention(block, y, step, arrays, num_before, visibilities)
-        x = graph.node("Add", x, y)
-        y = mlp(block, norm(block, x, f"{step.weights}.mlp_norm"), f"{step.weights}.mlp")
-        x = graph.node("Add", x, y)
+            y = _add_attention(block, y, step, arrays, own_before, visibilities)
+        x = join(block, x, y, step.weights)
     _add_logits(block, x)
 
 
 def _add_recurrent(block: BlockGraph, x: str, step: Step, arrays: dict[str, ArraySpec]) -> str:
-    graph = block.graph
-    names = [f"{step.state}.hidden", f"{step.state}.convolution"]
-    before = [graph.input(n, arrays[n].dtype.name, ["rows", *arrays[n].shape[1:]]) for n in names]
-    y, *after = recurrent(block, x, f"{step.weights}.recurrent", *before)
-    for name, value in zip(names, after, strict=True):
-        graph.output(name + NEW, value, arrays[name].dtype.name, ["rows", *arrays[name].shape[1:]])
-    return y
+    before = state_inputs(block.graph, step, arrays)
+    found = recurrent(block, x, f"{step.weights}.recurrent", *before)
+    for name, value in zip(before, (found.last_hidden, found.tail), strict=True):
+        block.graph.output(name + NEW, value, arrays[name].dtype.name, ["rows", *arrays[name].shape[1:]])
+    return found.out
+
+
+def state_inputs(graph: Graph, step: Step, arrays: Mapping[str, ArraySpec]) -> tuple[str, str]:
+    """Adds the inputs h [B, L] and the convolution's tail [B, K-1, L] of a block; called as the arrays are."""
+    names = f"{step.state}.hidden", f"{step.state}.convolution"
+    for name in names:
+        graph.input(name, arrays[name].dtype.name, ["rows", *arrays[name].shape[1:]])
+    return names
+
+
+def ring_inputs(graph: Graph, step: Step, arrays: Mapping[str, ArraySpec]) -> tuple[Ring, Ring]:
+    """Adds the inputs that hold the keys and the values of an attention block; called as the arrays are."""
+    rings, slots = [], "slots" if step.kind == "local_attention" else "capacity"
+    for part in ("key", "value"):
+        names = [name for name in (f"{step.state}.{part}s", f"{step.state}.{part}_scales") if name in arrays]
+        inputs = [graph.input(n, arrays[n].dtype.name, ["rows", slots, *arrays[n].shape[2:]]) for n in names]
+        rings.append(Ring(inputs[0], inputs[1] if len(inputs) > 1 else None))
+    return rings[0], rings[1]
 
 
 def _add_attention(
@@ -72,19 +101,14 @@ def _add_attention(
     step: Step,
     arrays: dict[str, ArraySpec],
     num_before: str,
-    visibilities: dict[str, Visibility],
+    visibilities: dict[tuple[str, str], Visibility],
 ) -> str:
-    graph, rings = block.graph, []
-    slots = "slots" if step.kind == "local_attention" else "capacity"
-    for part in ("key", "value"):
-        names = [name for name in (f"{step.state}.{part}s", f"{step.state}.{part}_scales") if name in arrays]
-        inputs = [graph.input(n, arrays[n].dtype.name, ["rows", slots, *arrays[n].shape[2:]]) for n in names]
-        rings.append(Ring(inputs[0], inputs[1] if len(inputs) > 1 else None))
-    if step.kind not in visibilities:
+    graph, rings, key = block.graph, ring_inputs(block.graph, step, arrays), (step.kind, num_before)
+    if key not in visibilities:
         assert block.config.attention is not None
         window = block.config.attention.window_tokens if step.kind == "local_attention" else None
-        visibilities[step.kind] = add_visibility(graph, block.layout, num_before, rings[0].values, window)
-    y, *new = attention(block, x, f"{step.weights}.attention", rings[0], rings[1], visibilities[step.kind])
+        visibilities[key] = add_visibility(graph, block.layout.positions, num_before, rings[0].values, window)
+    y, *new = attention(block, x, f"{step.weights}.attention", *rings, visibilities[key])
     for part, rows in zip(("key", "value"), new, strict=True):
         _output_rows(graph, step, part, rows, arrays)
     return y
@@ -97,14 +121,19 @@ def _output_rows(graph: Graph, step: Step, part: str, rows: NewRows, arrays: dic
 
 
 def _add_logits(block: BlockGraph, x: str) -> None:
-    """cap * tanh(norm(x) @ embedding^T / cap) for the tokens asked for."""
+    """The logits of the tokens asked for."""
     graph, config = block.graph, block.config
     index = graph.input("logit_index", "int64", ["logits", 2])
     by_token = graph.node("Reshape", x, block.rows_tokens)
     chosen = norm(block, graph.node("GatherND", by_token, index), "final_norm")
-    logits = block.linears.product(chosen, EMBEDDING)
-    cap = config.logit_soft_cap
-    if cap is not None:
-        logits = graph.node("Tanh", graph.node("Mul", logits, graph.constant(1.0 / cap)))
-        logits = graph.node("Mul", logits, graph.constant(cap))
-    graph.output("logits", logits, "float32", ["logits", config.vocab_size])
+    graph.output("logits", head_logits(block, chosen), "float32", ["logits", config.vocab_size])
+
+
+def head_logits(block: BlockGraph, x: str) -> str:
+    """cap * tanh(x @ embedding^T / cap) of x [M, D], which is normalised already; [M, V]."""
+    graph, cap = block.graph, block.config.logit_soft_cap
+    logits = block.linears.product(x, EMBEDDING)
+    if cap is None:
+        return logits
+    logits = graph.node("Tanh", graph.node("Mul", logits, graph.constant(1.0 / cap)))
+    return graph.node("Mul", logits, graph.constant(cap))

@@ -27,6 +27,27 @@ def add_scan(graph: Graph, decay: str, inputs: str, initial: str, is_step: str, 
     return result[0], result[1]
 
 
+def add_step(graph: Graph, decay: str, inputs: str, initial: str) -> tuple[str, str]:
+    """The same where every row has one token."""
+    after = graph.node("Add", graph.node("Mul", decay, initial), inputs)
+    return after, after
+
+
+def add_short_scan(graph: Graph, decay: str, inputs: str, initial: str, rows_tokens: str) -> tuple[str, str]:
+    """The same for chunks of up to `GROUP_TOKENS`, with fewer nodes."""
+    a = _groups(graph, decay, rows_tokens, fill=1.0)
+    b = _groups(graph, inputs, rows_tokens, fill=0.0)
+    h, outputs = graph.node("Unsqueeze", initial, graph.constant([1, 2], np.int64)), []
+    for a_t, b_t in zip(a, b, strict=True):
+        h = graph.node("Add", graph.node("Mul", a_t, h), b_t)
+        outputs.append(h)
+    joined = graph.node("Squeeze", graph.node("Concat", *outputs, axis=2), graph.constant([1], np.int64))
+    num_tokens = graph.node("Slice", rows_tokens, graph.constant([1], np.int64), graph.constant([2], np.int64))
+    real = graph.node("Slice", joined, graph.constant([0], np.int64), num_tokens, graph.constant([1], np.int64))
+    final = graph.node("Squeeze", h, graph.constant([1, 2], np.int64))
+    return graph.node("Reshape", real, graph.node("Shape", decay)), final
+
+
 def _chunk(graph: Graph, decay: str, inputs: str, initial: str, rows_tokens: str) -> tuple[str, str]:
     """Within groups of tokens h = P * (h before the group) + H, one by one; then the states between groups."""
     a = _groups(graph, decay, rows_tokens, fill=1.0)

@@ -24,6 +24,7 @@ class Mark(NamedTuple):
 
     arrays: dict[str, np.ndarray]
     num_tokens: int
+    num_skipped: np.ndarray
 
 
 class SlotStates:
@@ -46,6 +47,10 @@ class SlotStates:
         """The full number of slots of every ring, by the array's name."""
         self.arrays: dict[str, np.ndarray] = {}
         self.num_tokens = np.zeros(num_slots, np.int64)
+        num_skipping = config.recursion.num_loops - 1 if config.skips and config.recursion is not None else 0
+        self.num_skipped = np.zeros((num_slots, num_skipping), np.int64)
+        """Tokens of each row's document that the loops behind the first have not read, in a model that skips."""
+        self._loop_of = {name: config.loop_of(int(name.split(".")[1])) if num_skipping else 0 for name in self._layout}
         self._row_of = np.arange(num_slots)
         self.num_held = 0
         """Slots that rings have by now; where it changes, `arrays` holds new ones."""
@@ -90,6 +95,7 @@ class SlotStates:
         rank = np.arange(positions.shape[1])
         last = is_real.sum(axis=1) - 1
         last_start = np.where(positions == 0, rank, -1).max(axis=1)
+        by_loop = self._positions_by_loop(first, positions)
         places: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for name, array in self.arrays.items():
             if name not in self.rings:
@@ -102,13 +108,51 @@ class SlotStates:
                 row, column = np.nonzero(kept)
                 places[num_slots] = row, column
             row, column = places[num_slots]
-            array[first + row, positions[row, column] % num_slots] = new[name][row, column]
+            own = by_loop[self._loop_of[name]]
+            array[first + row, own[row, column] % num_slots] = new[name][row, column]
         read = np.flatnonzero(last >= 0)
         self.num_tokens[first + read] = positions[read, last[read]] + 1
+        self.num_skipped[first + np.flatnonzero(last_start >= 0)] = 0
+
+    def keep_tokens(self, slot: int, ahead: Mapping[str, np.ndarray], num_tokens: int) -> None:
+        """Makes the first tokens that were read ahead of a slot part of its state.
+
+        Args:
+            ahead: by name what each token would bring into an array, [T, ...]: h behind it, the convolution's input, or
+                the row of a ring.
+        """
+        row = self._row_of[slot]
+        self.hold(int(self.num_tokens[row]) + num_tokens)
+        for name, kept in self.arrays.items():
+            new, num_past = ahead[name][:num_tokens], kept.shape[1]
+            if name in self.rings:
+                # What a later token overwrites is left out.
+                new, num_slots = new[-self.rings[name] :], self.rings[name]
+                first = self._num_read(row, name) + num_tokens - len(new)
+                kept[row, np.arange(first, first + len(new)) % num_slots] = new
+            elif name.endswith(".hidden"):
+                kept[row] = new[-1]
+            else:
+                kept[row] = np.concatenate([kept[row], new])[-num_past:]
+        self.num_tokens[row] += num_tokens
+
+    def _positions_by_loop(self, first: int, positions: np.ndarray) -> list[np.ndarray]:
+        """Positions as each loop of a model that skips sees them; as `layout.loop_positions`."""
+        if not self.num_skipped.shape[1]:
+            return [positions]
+        goes_on = ((positions == 0).cumsum(axis=1) == 0) & (positions >= 0)
+        skipped = self.num_skipped[first : first + len(positions)]
+        return [positions, *(positions - column[:, None] * goes_on for column in skipped.T)]
+
+    def _num_read(self, row: int, name: str) -> int:
+        """Tokens of the row's document that the layer of an array has read."""
+        loop, num_tokens = self._loop_of[name], int(self.num_tokens[row])
+        return num_tokens - int(self.num_skipped[row, loop - 1]) if loop else num_tokens
 
     def mark(self, slot: int) -> Mark:
         row = self._row_of[slot]
-        return Mark({name: array[row].copy() for name, array in self.arrays.items()}, int(self.num_tokens[row]))
+        arrays = {name: array[row].copy() for name, array in self.arrays.items()}
+        return Mark(arrays, int(self.num_tokens[row]), self.num_skipped[row].copy())
 
     def rollback(self, slot: int, mark: Mark) -> None:
         row = self._row_of[slot]
@@ -116,18 +160,19 @@ class SlotStates:
             old = mark.arrays[name]
             # A ring may have grown since; what stands further on is never read.
             array[row, : len(old)] = old
-        self.num_tokens[row] = mark.num_tokens
+        self.num_tokens[row], self.num_skipped[row] = mark.num_tokens, mark.num_skipped
 
     def exported(self, slot: int) -> dict[str, np.ndarray]:
         """Copies of the arrays at full size, [1, ...], with zeros where nothing of the present document stands."""
         row = self._row_of[slot]
-        num_tokens = int(self.num_tokens[row])
         out: dict[str, np.ndarray] = {
-            "num_tokens": np.array([num_tokens], np.int64),
+            "num_tokens": self.num_tokens[row : row + 1].copy(),
             "pending": np.array([NOTHING_PENDING], np.int64),
         }
+        if self.num_skipped.shape[1]:
+            out["num_skipped"] = self.num_skipped[row : row + 1].copy()
         for name, array in self.arrays.items():
-            spec = self._layout[name]
+            spec, num_tokens = self._layout[name], self._num_read(row, name)
             out[name] = np.zeros((1, *spec.shape[1:]), spec.dtype)
             if name in self.rings:
                 out[name][0, :num_tokens] = array[row, :num_tokens]
@@ -144,7 +189,8 @@ class SlotStates:
         Raises:
             ExecutorError: it lacks arrays, or has other shapes or types.
         """
-        require_arrays(arrays, ["num_tokens", *self._layout])
+        skipping = ["num_skipped"] if self.num_skipped.shape[1] else []
+        require_arrays(arrays, ["num_tokens", *skipping, *self._layout])
         for name, spec in self._layout.items():
             new = arrays[name]
             if new.shape[1:] != spec.shape[1:] or new.dtype != spec.dtype:
@@ -155,17 +201,19 @@ class SlotStates:
         for name, kept in self.arrays.items():
             kept[row] = arrays[name][0, : kept.shape[1]] if name in self.rings else arrays[name][0]
         self.num_tokens[row] = num_tokens
+        if skipping:
+            self.num_skipped[row] = arrays["num_skipped"][0]
 
     def release(self, slot: int) -> None:
         row = self._row_of[slot]
         for array in self.arrays.values():
             array[row] = 0
-        self.num_tokens[row] = 0
+        self.num_tokens[row], self.num_skipped[row] = 0, 0
 
     def _swap_rows(self, one: int, other: int) -> None:
         if one == other:
             return
-        for array in (*self.arrays.values(), self.num_tokens):
+        for array in (*self.arrays.values(), self.num_tokens, self.num_skipped):
             array[[one, other]] = array[[other, one]]
         slot_of = np.argsort(self._row_of)
         self._row_of[slot_of[one]], self._row_of[slot_of[other]] = other, one

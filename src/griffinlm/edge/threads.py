@@ -3,7 +3,9 @@
 import os
 from pathlib import Path
 
-CPUS, GROUPS = Path("/sys/devices/system/cpu"), Path("/sys/fs/cgroup")
+from griffinlm.edge.control_group import group_folders, read_lines, read_number
+
+CPUS = Path("/sys/devices/system/cpu")
 
 
 def num_threads(threads: int | None = None) -> int:
@@ -21,25 +23,17 @@ def num_threads(threads: int | None = None) -> int:
 
 def _siblings(cpu: int) -> str:
     """The threads of the core that a processor number belongs to, as the system names them."""
-    return _read(CPUS / f"cpu{cpu}" / "topology" / "thread_siblings_list")
+    return "".join(read_lines(CPUS / f"cpu{cpu}" / "topology" / "thread_siblings_list")).strip()
 
 
 def _group_cores() -> int | None:
-    """Whole cores that the quota of the control group (version 2) allows; None without one."""
-    place = next((line[3:] for line in _read(Path("/proc/self/cgroup")).splitlines() if line.startswith("0::")), None)
-    if place is None:
-        return None
-    folder = GROUPS / place.lstrip("/")
+    """Whole cores that the quotas of the control groups allow; None without one."""
     shares = []
-    for group in (folder, *folder.parents):
-        parts = _read(group / "cpu.max").split()
-        if len(parts) == 2 and parts[0].isdigit() and int(parts[1]) > 0:
-            shares.append(int(parts[0]) // int(parts[1]))
+    for group in group_folders("cpu"):
+        quota, period = read_number(group / "cpu.cfs_quota_us"), read_number(group / "cpu.cfs_period_us")
+        parts = " ".join(read_lines(group / "cpu.max")).split()
+        if len(parts) == 2 and all(map(str.isdigit, parts)):
+            quota, period = map(int, parts)
+        if quota is not None and period:
+            shares.append(quota // period)
     return max(1, min(shares)) if shares else None
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii", errors="replace").strip()
-    except OSError:
-        return ""

@@ -10,6 +10,7 @@ import numpy as np
 from griffinlm.errors import GriffinError
 from griffinlm.executor import Executor
 from griffinlm.generation.completion import Completion, Generation, step_and_write, with_last_pending, write_together
+from griffinlm.generation.exits import advance
 from griffinlm.generation.grammar import Matcher, schema_text
 from griffinlm.generation.parameters import SamplingParameters
 from griffinlm.generation.request import Request, TokenEvent
@@ -142,6 +143,7 @@ class Answers:
             lambda ids: np.asarray([ids], np.int64),
             choose=write_together,
             step_and_choose=step_and_write,
+            advance=advance,
         )
         self._make_state = make_state
         self._completions: dict[Request, Completion] = {}

@@ -21,6 +21,8 @@ class _Row:
     depth: int = 0
     """Loops that the row's token has been through."""
     num_written: int = 0
+    entering: int | None = None
+    """A token that has yet to enter the loops."""
 
 
 class DepthScheduler:
@@ -92,6 +94,7 @@ class DepthScheduler:
         A request's faults end it alone, with an event. Errors of the executor that are nobody's fault are raised.
         """
         events = self._admit()
+        events += self._enter([row for row in self._rows.values() if row.entering is not None])
         begun = [row for row in self._rows.values() if row.depth]
         running = begun if begun and self._batching != "depth" else list(self._rows.values())
         self.num_rows_by_loop = [0] * self._executor.num_loops
@@ -134,7 +137,22 @@ class DepthScheduler:
         for start in range(0, len(before), WHOLE_CHUNK_TOKENS):
             chunk = self._make_chunk(before[start : start + WHOLE_CHUNK_TOKENS])
             self._executor.prefill([slot], chunk, None, "none")
-        self._executor.enter([slot], [last])
+        row.entering = last
+
+    def _enter(self, rows: list[_Row]) -> list[TokenEvent]:
+        """Puts the tokens of all rows in front of the loops; who is at fault ends alone."""
+        if not rows:
+            return []
+        try:
+            self._executor.enter([row.slot for row in rows], [row.entering for row in rows])
+        except Exception as error:  # The token is the request's own; the other rows have theirs.
+            if len(rows) == 1:
+                return [self._fail(rows[0], error)]
+            # Executors refuse before they compute, so each can be tried on its own.
+            return [event for row in rows for event in self._enter([row])]
+        for row in rows:
+            row.entering = None
+        return []
 
     def _write(self, rows: list[_Row]) -> list[TokenEvent]:
         """The next token of every row, from where its last one left the loops; those that go on enter it."""
@@ -152,9 +170,9 @@ class DepthScheduler:
                 return self._end(row, token, "stop")
             if row.num_written == request.max_tokens:
                 return self._end(row, token, "length")
-            self._executor.enter([row.slot], [token])
-        except Exception as error:  # The chooser and the token are the request's own; the other rows have theirs.
+        except Exception as error:  # The chooser is the request's own; the other rows have theirs.
             return self._fail(row, error)
+        row.entering = token
         return TokenEvent(request, token)
 
     def _end(self, row: _Row, token: int, reason: FinishReason) -> TokenEvent:

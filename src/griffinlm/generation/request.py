@@ -40,6 +40,18 @@ None where the executor cannot or a chooser has to see its logits; then nothing 
 """
 
 
+Advance = Callable[[Any, Sequence[int], Sequence[int]], tuple[Sequence[bool], Any]]
+"""Brings the tokens of slots forward: (executor, slots, tokens) to which of them have their logits, and these.
+
+A token without them is given again until it has; an executor raises before it has done anything.
+"""
+
+
+def step_all(executor: Any, slots: Sequence[int], tokens: Sequence[int]) -> tuple[Sequence[bool], Any]:
+    """An `Advance` by the executor's `step`, behind which all have them."""
+    return [True] * len(slots), executor.step(slots, tokens)
+
+
 def choose_each(choosers: Sequence[TokenChooser], logits: Sequence[Any]) -> list[int | Exception]:
     """A `Choose` that asks one after the other."""
     found: list[int | Exception] = []

@@ -12,6 +12,7 @@ from griffinlm.errors import GriffinError
 from griffinlm.generation.pace import WHOLE_CHUNK_TOKENS, Pace
 from griffinlm.generation.queue import Group, ReadPrompt, Turn, check_group, check_room, most_urgent
 from griffinlm.generation.request import (
+    Advance,
     Choose,
     Event,
     FinishReason,
@@ -22,6 +23,7 @@ from griffinlm.generation.request import (
     StepAndChoose,
     TokenEvent,
     choose_each,
+    step_all,
 )
 
 
@@ -46,8 +48,9 @@ class Scheduler:
         may_leave: asked before a state leaves its slot with an event; until it says yes the state waits there. A yes
             is for one state. It is not asked for states that `cancel` gives.
         choose: gives the tokens of all rows of a step; it must not raise.
-        step_and_choose: asked first for every step; None goes by the executor's `step` and `choose` alone. It raises
-            only what the executor raises.
+        step_and_choose: asked first for every step; None goes by `advance` and `choose` alone. It raises only what the
+            executor raises.
+        advance: reads the tokens of all rows of a step; those that have no logits yet go on in the next.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Scheduler:
         may_leave: Callable[[], bool] = lambda: True,
         choose: Choose = choose_each,
         step_and_choose: StepAndChoose | None = None,
+        advance: Advance = step_all,
     ) -> None:
         self._executor = executor
         self._make_chunk = make_chunk
@@ -67,6 +71,7 @@ class Scheduler:
         self._may_leave = may_leave
         self._choose = choose
         self._step_and_choose = step_and_choose
+        self._advance_tokens = advance
         self._order = count()
         self._pace = Pace()
         self._free = list(range(executor.num_slots))
@@ -175,7 +180,7 @@ class Scheduler:
         return self._executor.export_state(self._writing[request].slot)
 
     def step(self) -> list[Event]:
-        """Gives free slots to those that wait, reads on in prompts, and writes one token of every other request.
+        """Gives free slots to those that wait, reads on in prompts, and writes up to one token of all others.
 
         A request's faults end it alone, with an event. Errors of the executor that are nobody's fault are raised.
         """
@@ -357,7 +362,8 @@ class Scheduler:
             if self._step_and_choose is not None:
                 chosen = self._step_and_choose(self._executor, choosers, slots, tokens)
             if chosen is None:
-                logits = self._executor.step(slots, tokens)
+                has_logits, logits = self._advance_tokens(self._executor, slots, tokens)
+                rows = [row for row, has in zip(rows, has_logits, strict=True) if has]
         except GriffinError as error:
             if len(rows) == 1:
                 return [self._fail(rows[0], error)]
@@ -365,7 +371,7 @@ class Scheduler:
             return [event for row in rows for event in self._write([row])]
         self._pace.stepped(self._clock() - start)
         if chosen is None:
-            chosen = self._choose(choosers, logits)
+            chosen = self._choose([row.request.chooser for row in rows], logits) if rows else []
         return [self._go_on(row, token) for row, token in zip(rows, chosen, strict=True)]
 
     def _go_on(self, row: _Writing, token: int | Exception) -> TokenEvent:

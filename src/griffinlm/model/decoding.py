@@ -9,7 +9,7 @@ from torch import Tensor
 from griffinlm.kernels.local_attention.operator import decode_attention
 from griffinlm.kernels.local_attention.reference import attention, write_ring
 from griffinlm.model.blocks import AttentionState, Layout, RecurrentState, ResidualBlock
-from griffinlm.model.griffin import Griffin, GriffinState
+from griffinlm.model.griffin import Griffin, GriffinState, loop_layouts
 
 
 def read_token(model: Griffin, state: GriffinState, slots: Tensor, tokens: Tensor) -> Tensor:
@@ -29,10 +29,12 @@ def read_token(model: Griffin, state: GriffinState, slots: Tensor, tokens: Tenso
     before = state.num_tokens.index_select(0, slots)
     positions = before[:, None]
     layout = Layout(positions, positions == 0, before.clamp(min=0), None)
+    num_skipped = None if state.num_skipped is None else state.num_skipped.index_select(0, slots)
+    layouts = loop_layouts(model.config, layout, num_skipped)
     x = model.embedding(tokens)[:, None] * model.config.embedding_scale
     for step, block in zip(model.config.plan(), model.layers, strict=True):
         assert isinstance(block, ResidualBlock)
-        x = _read_block(block, x, layout, state.blocks[step.depth], slots)
+        x = _read_block(block, x, layouts[model.config.loop_of(step.depth)], state.blocks[step.depth], slots)
     state.num_tokens.index_copy_(0, slots, torch.where(before >= 0, before + 1, before))
     return model.logits(x)[:, 0]
 

@@ -1,16 +1,16 @@
 """Slots of the torch engine that read ahead: tokens guessed by the first layers, then read by all."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from griffinlm.executor import ExecutorError, check_prefill
-from griffinlm.model.blocks import Layout
+from griffinlm.model.blocks import Layout, ResidualBlock
 from griffinlm.model.executor import TorchExecutor
-from griffinlm.model.griffin import GriffinState
+from griffinlm.model.griffin import GriffinState, loop_layouts
 from griffinlm.model.state import tensors
 
 if TYPE_CHECKING:
@@ -51,35 +51,36 @@ class TorchDraftingExecutor(TorchExecutor):
         self, slots: Sequence[int], tokens: Sequence[int], num_guesses: int
     ) -> tuple[np.ndarray, np.ndarray]:
         assert not self._ahead.keys() & set(slots)
-        model, index = self.engine.model, self._index(slots)
+        config, model, index = self.engine.config, self.engine.model, self._index(slots)
         before = self._gather(index)
         ids, num_before = np.asarray(tokens, np.int64)[:, None], before.num_tokens.cpu().numpy()
-        check_prefill(self.engine.config, ids, None, num_before, self.capacity)
+        check_prefill(config, ids, None, num_before, self.capacity)
         if self.capacity is not None:
             num_guesses = min(num_guesses, self.capacity - 1 - int(num_before.max()))
         low_rank = self._low_rank(slots)
 
-        def layout_of(first: int, stop: int) -> Layout:
+        def layouts_of(first: int, stop: int) -> list[Layout]:
             places = before.num_tokens[:, None] + torch.arange(first, stop, device=self.engine.device)
-            return Layout(places, places == 0, places[:, 0], None, low_rank, [])
+            layout = Layout(places, places == 0, places[:, 0], None, low_rank, [])
+            return loop_layouts(config, layout, before.num_skipped)
 
         layers, states = list(model.layers), list(before.blocks)
         newest, steps = self._move(ids), []
         hidden, guesses = [], []
         for place in range(num_guesses + 1):
-            layout = layout_of(place, place + 1)
-            x = model.embedding(newest) * self.engine.config.embedding_scale
+            layouts = layouts_of(place, place + 1)
+            x = model.embedding(newest) * config.embedding_scale
             for depth in range(self._num_first):
-                x, states[depth] = layers[depth](x, layout, states[depth])
+                x, states[depth] = layers[depth](x, layouts[config.loop_of(depth)], states[depth])
             hidden.append(x)
-            steps.append(layout.inputs)
+            steps.append(layouts[0].inputs)
             if place < num_guesses:
                 newest = model.logits(x).argmax(-1)
                 guesses.append(newest)
-        x, layout = torch.cat(hidden, dim=1), layout_of(0, num_guesses + 1)
+        x, layouts = torch.cat(hidden, dim=1), layouts_of(0, num_guesses + 1)
         for depth in range(self._num_first, len(layers)):
-            x, _ = layers[depth](x, layout, states[depth])
-        inputs = [_joined(parts) for parts in zip(*steps, strict=True)] + _given(layout.inputs)
+            x, _ = layers[depth](x, layouts[config.loop_of(depth)], states[depth])
+        inputs = [_joined(parts) for parts in zip(*steps, strict=True)] + _given(layouts[0].inputs)
         for row, slot in enumerate(slots):
             self._ahead[slot] = [tuple(t[row : row + 1] for t in layer) for layer in inputs]
         guessed = torch.cat(guesses, dim=1) if guesses else newest[:, :0]
@@ -92,12 +93,13 @@ class TorchDraftingExecutor(TorchExecutor):
         rank = torch.arange(inputs[0][0].shape[1], device=self.engine.device)[None]
         positions = (before.num_tokens[:, None] + rank).masked_fill(rank >= num_tokens, -1)
         lengths = torch.full_like(before.num_tokens, num_tokens)
+        config, layers = self.engine.config, self.engine.model.layers
         layout = Layout(positions, positions == 0, before.num_tokens, lengths)
-        layers: Any = self.engine.model.layers
-        blocks = [
-            layer.after(given, layout, state) for layer, given, state in zip(layers, inputs, before.blocks, strict=True)
-        ]
-        after = GriffinState(before.num_tokens + lengths, tuple(blocks))
+        layouts, blocks = loop_layouts(config, layout, before.num_skipped), []
+        for depth, (layer, given, state) in enumerate(zip(layers, inputs, before.blocks, strict=True)):
+            assert isinstance(layer, ResidualBlock)
+            blocks.append(layer.after(given, layouts[config.loop_of(depth)], state))
+        after = GriffinState(before.num_tokens + lengths, tuple(blocks), before.num_skipped)
         for kept, new in zip(tensors(self.state), tensors(after), strict=True):
             kept.index_copy_(0, index, new)
 

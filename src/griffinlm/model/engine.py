@@ -10,8 +10,10 @@ from griffinlm.config import ModelConfig
 from griffinlm.model.executor import TorchExecutor
 from griffinlm.model.graph_executor import GraphExecutor
 from griffinlm.model.griffin import Griffin
+from griffinlm.model.loops import ExitRule, TorchLoopExecutor
 from griffinlm.model.low_rank import LowRankTerm
 from griffinlm.model.recursion import tie
+from griffinlm.model.skipping import TorchSkippingExecutor
 from griffinlm.model.state import to_tensor
 from griffinlm.progress import progress
 
@@ -33,6 +35,17 @@ class TorchEngine:
     def executor(self, num_slots: int, capacity: int | None = None) -> TorchExecutor:
         """New slots, all empty; on a GPU their steps are CUDA graphs."""
         return (GraphExecutor if self.device.type == "cuda" else TorchExecutor)(self, num_slots, capacity)
+
+    def loop_executor(
+        self, num_slots: int, capacity: int | None = None, exit_rule: ExitRule | None = None
+    ) -> TorchLoopExecutor | TorchSkippingExecutor:
+        """New slots whose tokens go through the loops one by one; without a rule none leaves early.
+
+        Raises:
+            ExecutorError: the model has no loops.
+        """
+        kind = TorchSkippingExecutor if self.config.skips else TorchLoopExecutor
+        return kind(self, num_slots, capacity, exit_rule)
 
     def _on_device(self, terms: Mapping[str, LowRank]) -> dict[torch.nn.Module, LowRankTerm]:
         return {

@@ -22,6 +22,9 @@ class GriffinState(NamedTuple):
     """[B] int64, tokens read of each row's current document."""
     blocks: tuple[BlockState, ...]
     """One a depth, as in `ModelConfig.plan()`."""
+    num_skipped: Tensor | None = None
+    """[B, loops - 1] int64, tokens of the document that each loop behind the first has not read; None where the model
+    does not skip."""
 
 
 class Reading(NamedTuple):
@@ -89,14 +92,40 @@ def read(
     if state is not None:
         _check_capacity(config, state, positions)
     layout = Layout(positions, positions == 0, num_before, lengths, low_rank)
-    blocks = []
+    num_skipped = None if state is None else state.num_skipped
+    layouts, blocks = loop_layouts(config, layout, num_skipped), []
     for step, block in zip(config.plan(), layers, strict=True):
-        x, after = call(block, x, layout, None if state is None else state.blocks[step.depth])
+        own = layouts[config.loop_of(step.depth)]
+        x, after = call(block, x, own, None if state is None else state.blocks[step.depth])
         blocks.append(after)
     last = (torch.full_like(num_before, num_tokens) if lengths is None else lengths) - 1
     newest = positions.gather(1, last.clamp(min=0)[:, None])[:, 0]
     num_after = torch.where(last >= 0, newest + 1, num_before)
-    return Reading(x, GriffinState(num_after, tuple(blocks)), order, last)
+    if config.skips:
+        num_skipped = skipped_after(config, layout, num_skipped)
+    return Reading(x, GriffinState(num_after, tuple(blocks), num_skipped), order, last)
+
+
+def loop_layouts(config: ModelConfig, layout: Layout, num_skipped: Tensor | None) -> list[Layout]:
+    """Where each loop sees the tokens of a call: closer to the start of a document by those that it skipped there."""
+    num_loops = 1 if config.recursion is None else config.recursion.num_loops
+    if num_skipped is None:
+        return [layout] * num_loops
+    goes_on = (layout.reset.cumsum(dim=1) == 0) & (layout.positions >= 0)
+    layouts = [layout]
+    for skipped in num_skipped.unbind(1):
+        positions = layout.positions - skipped[:, None] * goes_on
+        num_before = layout.num_before - skipped
+        layouts.append(layout._replace(positions=positions, reset=positions == 0, num_before=num_before))
+    return layouts
+
+
+def skipped_after(config: ModelConfig, layout: Layout, num_skipped: Tensor | None) -> Tensor:
+    """`GriffinState.num_skipped` after a call that all loops have read: none in a document that started in it."""
+    assert config.recursion is not None
+    if num_skipped is None:
+        return layout.num_before.new_zeros(len(layout.num_before), config.recursion.num_loops - 1)
+    return num_skipped.masked_fill(layout.reset.any(dim=1, keepdim=True), 0)
 
 
 def _check_capacity(config: ModelConfig, state: GriffinState, positions: Tensor) -> None:
@@ -171,4 +200,8 @@ class Griffin(nn.Module):
         """float32 logits [B, T, V] of what the blocks gave [B, T, D]."""
         out = nn.functional.linear(self.final_norm(x), self.embedding.weight).float()
         cap = self.config.logit_soft_cap
-        return out if cap is None else torch.tanh(out / cap) * cap
+        if cap is None:
+            return out
+        if out.requires_grad:
+            return torch.tanh(out / cap) * cap
+        return out.div_(cap).tanh_().mul_(cap)

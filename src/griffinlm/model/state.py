@@ -25,12 +25,18 @@ def new_state(
     """The state of rows that have read nothing; arguments as in `griffinlm.state.block_layout`."""
     layout = block_layout(config, rows, capacity, window_dtype, activation_dtype)
     arrays = {n: torch.zeros(s.shape, dtype=getattr(torch, s.dtype.name), device=device) for n, s in layout.items()}
-    return from_named(config, {"num_tokens": torch.zeros(rows, dtype=torch.int64, device=device), **arrays})
+    counters = {"num_tokens": torch.zeros(rows, dtype=torch.int64, device=device)}
+    if config.skips:
+        assert config.recursion is not None
+        counters["num_skipped"] = counters["num_tokens"].new_zeros(rows, config.recursion.num_loops - 1)
+    return from_named(config, {**counters, **arrays})
 
 
 def to_named(config: ModelConfig, state: GriffinState) -> dict[str, Tensor]:
     """The tensors of a state by the names of `griffinlm.state.state_layout`, not copied."""
     named = {"num_tokens": state.num_tokens}
+    if state.num_skipped is not None:
+        named["num_skipped"] = state.num_skipped
     for step in config.plan():
         block = state.blocks[step.depth]
         named.update({f"{step.state}.{field}": tensor for field, tensor in block._asdict().items()})
@@ -43,12 +49,14 @@ def from_named(config: ModelConfig, named: Mapping[str, Tensor]) -> GriffinState
     for step in config.plan():
         kind = RecurrentState if step.kind == "recurrent" else AttentionState
         blocks.append(kind(*(named[f"{step.state}.{field}"] for field in kind._fields)))
-    return GriffinState(named["num_tokens"], tuple(blocks))
+    return GriffinState(named["num_tokens"], tuple(blocks), named["num_skipped"] if config.skips else None)
 
 
 def tensors(state: GriffinState) -> Iterable[Tensor]:
     """Every tensor of a state, in a fixed order."""
     yield state.num_tokens
+    if state.num_skipped is not None:
+        yield state.num_skipped
     for block in state.blocks:
         yield from block
 
@@ -58,9 +66,9 @@ def without_earlier_documents(config: ModelConfig, state: GriffinState) -> Griff
 
     Ring slots and convolution inputs of an earlier document are never read again, but they would travel with the state.
     """
-    num_tokens, blocks = state.num_tokens, []
+    blocks = []
     for step in config.plan():
-        block = state.blocks[step.depth]
+        block, num_tokens = state.blocks[step.depth], num_read(config, state, step.depth)
         if isinstance(block, RecurrentState):
             past = block.convolution.shape[1]
             age = torch.arange(past, 0, -1, device=num_tokens.device)
@@ -69,7 +77,15 @@ def without_earlier_documents(config: ModelConfig, state: GriffinState) -> Griff
         else:
             unwritten = (ring_positions(num_tokens, block.keys.shape[1]) < 0)[..., None]
             blocks.append(AttentionState(*(ring.masked_fill(unwritten, 0.0) for ring in block)))
-    return GriffinState(num_tokens, tuple(blocks))
+    return state._replace(blocks=tuple(blocks))
+
+
+def num_read(config: ModelConfig, state: GriffinState, layer: int) -> Tensor:
+    """[B], tokens of each row's document that a layer has read."""
+    loop = config.loop_of(layer)
+    return (
+        state.num_tokens if state.num_skipped is None or not loop else state.num_tokens - state.num_skipped[:, loop - 1]
+    )
 
 
 def to_numpy(named: Mapping[str, Tensor]) -> dict[str, np.ndarray]:

@@ -133,7 +133,7 @@ class Records:
         """A record; ApiError where the tenant has none of that id, or of another kind."""
         found = self._find(tenant, record_id)
         if found is None or found[1] or kind not in (None, found[0].kind):
-            raise _not_found(record_id)
+            raise not_found(record_id)
         return found[0]
 
     @_faults_told()
@@ -215,5 +215,6 @@ def _states_of(record: Record) -> set[str]:
     return {*record.kept_ids, record.state_id} - {None}
 
 
-def _not_found(record_id: str) -> ApiError:
+def not_found(record_id: str) -> ApiError:
+    """What is told of an id that the tenant has not."""
     return ApiError(404, f"there is no {record_id[:80]!r}", code="not_found")

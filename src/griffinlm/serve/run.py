@@ -77,10 +77,25 @@ def build(model: LanguageModel, name: str, settings: Settings) -> Served:
         settings,
         Worker(service, settings.most_per_key),
         store,
-        Records(directory, model.identity.fingerprint),
+        _records(model, store, settings, key),
         Turns(model.tokenizer),
         key,
     )
+
+
+def _records(model: LanguageModel, store: StateStore, settings: Settings, key: bytes) -> Records:
+    directory, url = settings.state_directory, settings.state_url
+    if url is None:
+        return Records(directory, model.identity.fingerprint)
+    from griffinlm.serve.shared_records import SharedRecords  # fsspec is slow to import
+
+    return SharedRecords(directory, store, model, url, key, settings.largest_upload_bytes)
+
+
+def free_port(host: str, port: int) -> int:
+    """The port, or a free one for 0; ServeError where nobody can listen there."""
+    with _listener(host, port) as listener:
+        return listener.getsockname()[1]
 
 
 def _listener(host: str, port: int) -> socket.socket:

@@ -25,6 +25,8 @@ class Settings:
     api_key_file: Path | None = None
     state_directory: Path | None = None
     state_key_file: Path | None = None
+    state_url: str | None = None
+    """Of an object store that several machines share their conversations through."""
     capacity: int | None = None
     """Tokens of a conversation with a model that has global attention; the others take none."""
     most_waiting: int = 64
@@ -51,6 +53,11 @@ class Settings:
         for name in ("default_max_tokens", "most_per_key"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ServeError(f"{name} is {getattr(self, name)}; it must be 1 or above")
+        if self.state_url is not None and self.state_key_file is None:
+            raise ServeError(
+                "--state-url needs --state-key-file: what machines share is signed with one key",
+                hint="openssl rand -hex 32 > state.key",
+            )
         if not is_loopback(self.host) and self.api_key_file is None:
             raise ServeError(
                 f"host is {self.host}, which others can reach; without API keys the server is for this machine only",

@@ -86,6 +86,16 @@ class Tokenizer:
         """One more than the largest id."""
         return self._backend.vocab_size
 
+    @property
+    def control(self) -> Mapping[str, int]:
+        """Ids of the control tokens by their literals."""
+        return self._backend.control
+
+    @property
+    def chat_template(self) -> str | None:
+        """The jinja source that conversations are written by; None where there is none."""
+        return None if self._template is None else self._template.source
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text: no control token whatever it says, no begin token. Lone surrogates count as U+FFFD.
 

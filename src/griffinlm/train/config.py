@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from griffinlm.config import ConfigError, ModelConfig
 from griffinlm.train.errors import TrainError
+from griffinlm.train.exits_config import ExitsConfig
 from griffinlm.train.table import Range, read_table, read_toml, read_value, shown
 
 Count = Annotated[int, Range(1, 2**40)]
@@ -149,6 +150,8 @@ class PretrainConfig:
     """Directory of a model of the same vocabulary whose probabilities are learned instead of the next token."""
     teacher_share: Share = 1.0
     """s of the loss s KL(teacher || model) + (1 - s) cross-entropy of the next token, where there is a teacher."""
+    exits: ExitsConfig | None = None
+    """Exits that are trained with the model; None trains full depth alone."""
     loss_chunk_tokens: Count = 2048
     """Tokens whose logits are held at once."""
     deterministic: bool = False

@@ -2,12 +2,11 @@
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from griffinlm.kernels.divergence.chunked import divergence
+from griffinlm.kernels.divergence.reference import Head
 from griffinlm.model import Griffin
-from griffinlm.model.griffin import BlockCall, read, recomputed
-from griffinlm.train.data.token_file import IGNORED
-from griffinlm.train.objective import Objective
+from griffinlm.train.objective import Objective, hidden
 
 
 class Distillation(Objective):
@@ -24,62 +23,24 @@ class Distillation(Objective):
         # In a tuple, so that the teacher is no part of what is trained and saved.
         self._teacher = (teacher.eval().requires_grad_(False),)
 
-    def forward(
-        self, tokens: Tensor, positions: Tensor | None, labels: Tensor, num_items_in_batch: Tensor | int | None = None
-    ) -> dict[str, Tensor]:
-        """The loss in nats, summed over the tokens with a label, over `num_items_in_batch` if given."""
+    def expected(self, tokens: Tensor, positions: Tensor | None) -> Tensor | None:
+        """The teacher's [B T, D] after its final norm; none in evaluation."""
         if not self.training:
-            return super().forward(tokens, positions, labels, num_items_in_batch)
-        griffin, (teacher,) = self.griffin, self._teacher
-        call = recomputed if griffin.gradient_checkpointing else nn.Module.__call__
+            return None
+        (teacher,) = self._teacher
         with torch.no_grad():
-            expected = _hidden(teacher, tokens, positions, nn.Module.__call__)
-        found = _hidden(griffin, tokens, positions, call)
-        is_counted = (labels != IGNORED).flatten()
-        expected, found = expected.flatten(0, 1)[is_counted], found.flatten(0, 1)[is_counted]
-        wanted = labels.flatten()[is_counted]
-        # Read once: under fake quantization every reading rounds the matrix anew.
-        weights = griffin.embedding.weight, teacher.embedding.weight
-        caps = griffin.config.logit_soft_cap, teacher.config.logit_soft_cap
-        loss = torch.zeros((), dtype=torch.float32, device=found.device)
-        for start in range(0, len(found), self.loss_chunk_tokens):
-            piece = slice(start, start + self.loss_chunk_tokens)
-            given = found[piece], expected[piece], wanted[piece], weights, caps, self._share
-            part = checkpoint(_loss_of_chunk, *given, use_reentrant=False)
-            assert isinstance(part, Tensor)
-            loss = loss + part
-        return {"loss": loss if num_items_in_batch is None else loss / num_items_in_batch}
+            return hidden(teacher, tokens, positions, nn.Module.__call__)
+
+    def loss_of(self, x: Tensor, labels: Tensor, expected: Tensor | None) -> Tensor:
+        """s sum KL(teacher || model) - (1 - s) sum log q[label] over the tokens with a label, in nats."""
+        if expected is None:
+            return super().loss_of(x, labels, None)
+        (teacher,) = self._teacher
+        heads = head_of(self.griffin), head_of(teacher)
+        return divergence(x, heads[0], labels, expected, heads[1], self._share, self.loss_chunk_tokens)
 
 
-def _loss_of_chunk(
-    x: Tensor,
-    expected: Tensor,
-    labels: Tensor,
-    embeddings: tuple[Tensor, Tensor],
-    soft_caps: tuple[float | None, float | None],
-    share: float,
-) -> Tensor:
-    """sum of s sum p (log p - log q) - (1 - s) log q[label], q of the hidden states `x` [n, D], p of `expected`.
-
-    Args:
-        expected: hidden states of the teacher.
-        embeddings, soft_caps: of the model, and of the teacher.
-        share: s.
-    """
-    log_q, log_p = map(_log_probabilities, (x, expected), embeddings, soft_caps)
-    loss = share * nn.functional.kl_div(log_q, log_p, reduction="sum", log_target=True)
-    return loss if share == 1.0 else loss + (1.0 - share) * nn.functional.nll_loss(log_q, labels, reduction="sum")
-
-
-def _log_probabilities(x: Tensor, embedding: Tensor, soft_cap: float | None) -> Tensor:
-    logits = nn.functional.linear(x, embedding).float()
-    if soft_cap is not None:
-        logits = torch.tanh(logits / soft_cap) * soft_cap
-    return torch.log_softmax(logits, dim=-1)
-
-
-def _hidden(griffin: Griffin, tokens: Tensor, positions: Tensor | None, call: BlockCall) -> Tensor:
-    """[B, T, D] after the final norm."""
-    x = griffin.embedding(tokens) * griffin.config.embedding_scale
-    reading = read(griffin.config, griffin.layers, x, None, positions, call)
-    return griffin.final_norm(reading.in_order(reading.x))
+def head_of(griffin: Griffin) -> Head:
+    """What gives a model's probabilities."""
+    # Read once for all chunks: under fake quantization every reading rounds the matrix anew.
+    return Head(griffin.embedding.weight, griffin.config.logit_soft_cap)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from griffinlm.kernels.cross_entropy.chunked import cross_entropy
 from griffinlm.model import Griffin
-from griffinlm.model.griffin import read, recomputed
+from griffinlm.model.griffin import BlockCall, read, recomputed
 
 
 class Objective(nn.Module):
@@ -28,11 +28,32 @@ class Objective(nn.Module):
 
         Without positions every row is one document.
         """
-        griffin = self.griffin
-        call = recomputed if griffin.gradient_checkpointing and torch.is_grad_enabled() else nn.Module.__call__
-        x = griffin.embedding(tokens) * griffin.config.embedding_scale
-        reading = read(griffin.config, griffin.layers, x, None, positions, call)
-        x = griffin.final_norm(reading.in_order(reading.x))
-        weight, cap = griffin.embedding.weight, griffin.config.logit_soft_cap
-        loss = cross_entropy(x.flatten(0, 1), weight, labels.flatten(), cap, self.loss_chunk_tokens)
+        expected = self.expected(tokens, positions)
+        x = hidden(self.griffin, tokens, positions, self.block_call)
+        loss = self.loss_of(x, labels.flatten(), expected)
         return {"loss": loss if num_items_in_batch is None else loss / num_items_in_batch}
+
+    @property
+    def block_call(self) -> BlockCall:
+        """How a block is run."""
+        return recomputed if self.griffin.gradient_checkpointing and torch.is_grad_enabled() else nn.Module.__call__
+
+    def expected(self, tokens: Tensor, positions: Tensor | None) -> Tensor | None:
+        """Beside the labels, what `loss_of` compares tokens with: [B T, D], or nothing."""
+        return None
+
+    def loss_of(self, x: Tensor, labels: Tensor, expected: Tensor | None) -> Tensor:
+        """The loss summed over tokens, of their numbers x [N, D] after the final norm and labels [N].
+
+        Args:
+            expected: of these tokens.
+        """
+        weight, cap = self.griffin.embedding.weight, self.griffin.config.logit_soft_cap
+        return cross_entropy(x, weight, labels, cap, self.loss_chunk_tokens)
+
+
+def hidden(griffin: Griffin, tokens: Tensor, positions: Tensor | None, call: BlockCall) -> Tensor:
+    """[B T, D] after the final norm."""
+    x = griffin.embedding(tokens) * griffin.config.embedding_scale
+    reading = read(griffin.config, griffin.layers, x, None, positions, call)
+    return griffin.final_norm(reading.in_order(reading.x)).flatten(0, 1)

@@ -23,6 +23,8 @@ from griffinlm.train.data.pack import PackOptions, identity, pack
 from griffinlm.train.data.token_file import RECORD_FILE, Packed, open_packed
 from griffinlm.train.distillation import Distillation
 from griffinlm.train.errors import TrainError
+from griffinlm.train.exits import ExitObjective, FollowStep
+from griffinlm.train.exits_config import require_exits
 from griffinlm.train.held_out import HeldOut
 from griffinlm.train.matmul_precision import matmul_precision
 from griffinlm.train.quantization_aware import leave_on_grid, put_on_grid
@@ -86,10 +88,14 @@ def pretrain(config: PretrainConfig, report: Callable[[DocumentError], None] | N
     if config.teacher is not None:
         teacher = _teacher(config, start.config, device)
         objective = Distillation(objective.griffin, teacher, config.loss_chunk_tokens, config.teacher_share)
+    if config.exits is not None:
+        objective = ExitObjective(objective, config.exits, config.num_steps)
     if config.quantization_aware is not None:
         put_on_grid(objective.griffin, start.config, recipe_of(config.quantization_aware))
     held_out = {name: _held_out(config, source) for name, source in packed.items() if source.held_out.num_documents}
     trainer = PretrainTrainer(config, arguments, objective, rows, held_out, checkpoints, facts)
+    if isinstance(objective, ExitObjective):
+        trainer.add_callback(FollowStep(objective))
     with matmul_precision(config.matmul_precision):
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     figures = {name: value for entry in trainer.state.log_history for name, value in entry.items()}
@@ -101,9 +107,21 @@ def pretrain(config: PretrainConfig, report: Callable[[DocumentError], None] | N
 def _start(config: PretrainConfig) -> Start:
     if "directory" in config.model:
         checkpoint = open_checkpoint(config.model["directory"])
-        return Start(checkpoint.config, checkpoint.tensors(), checkpoint.digest())
-    described = model_config(config.model)
+        return Start(_with_exits(config, checkpoint.config), checkpoint.tensors(), checkpoint.digest())
+    described = _with_exits(config, model_config(config.model))
     return Start(described, initial_tensors(described, config.seed), f"seed {config.seed}")
+
+
+def _with_exits(config: PretrainConfig, model: ModelConfig) -> ModelConfig:
+    """The model that comes of a run: of one that trains skips, one that skips."""
+    if config.exits is None:
+        return model
+    if world_size() > 1:
+        raise TrainError(f"exits are given with {world_size()} processes; one process trains them")
+    require_exits(config.exits, model)
+    if model.recursion is None or not config.exits.skips:
+        return model
+    return dataclasses.replace(model, recursion=dataclasses.replace(model.recursion, skips=True))
 
 
 def _teacher(config: PretrainConfig, model: ModelConfig, device: torch.device) -> Griffin:
@@ -170,6 +188,7 @@ def _facts(config: PretrainConfig, start: Start, tokenizer: Tokenizer, packed: M
         "tokenizer": tokenizer.digest,
         "teacher": None if config.teacher is None else open_checkpoint(config.teacher).digest(),
         "teacher_share": None if config.teacher is None else config.teacher_share,
+        **({} if config.exits is None else {"exits": {**values["exits"], "layers": list(config.exits.layers)}}),
         "sources": {name: source.record for name, source in packed.items()},
         "row_tokens": config.data.row_tokens,
         "matmul_precision": config.matmul_precision if is_rounded else None,

@@ -1,33 +1,34 @@
 """Instruction tuning by TRL's trainer: from a configuration to a model, an adapter or a tuned state."""
 
-import contextlib
 import hashlib
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, disable_progress_bars
+from datasets import Dataset
 from peft import LoraConfig, PeftModel, PromptTuningConfig, PromptTuningInit, get_peft_model
-from safetensors import SafetensorError
-from transformers import AutoTokenizer
-from transformers.utils import logging as transformers_logging
 from trl.trainer.sft_config import SFTConfig
 
-from griffinlm.checkpoint import Checkpoint, open_checkpoint, write_checkpoint
-from griffinlm.checkpoint.errors import describe
+from griffinlm.checkpoint import Checkpoint
 from griffinlm.checkpoint.new_directory import new_directory, require_free
 from griffinlm.evaluate.documents import DocumentError, RowRules
 from griffinlm.hf import GriffinForCausalLM
-from griffinlm.loading import find_model, load
-from griffinlm.model.state import to_array
+from griffinlm.loading import load
 from griffinlm.progress import progress
 from griffinlm.quantization import recipe_of
 from griffinlm.quantization.recipe import GATES
 from griffinlm.text import Tokenizer
+from griffinlm.train.base import (
+    TuningOutcome,
+    as_train_error,
+    open_base,
+    prepare_libraries,
+    tokenizer_for_trl,
+    write_model,
+)
 from griffinlm.train.checkpoints import Checkpoints
 from griffinlm.train.data.conversations import Example, read_conversations
 from griffinlm.train.errors import TrainError
@@ -53,16 +54,6 @@ class Conversations:
     """Without an answer in what a row has room for."""
 
 
-class TuningOutcome(NamedTuple):
-    """What a run has come to."""
-
-    result: Path
-    """A model directory, an adapter directory or the file of a tuned state."""
-    step: int
-    figures: dict[str, float]
-    """The last value of everything that was logged, and counts of conversations."""
-
-
 def tune(config: TuningConfig, report: Callable[[DocumentError], None] | None = None) -> TuningOutcome:
     """Tunes a model on conversations: the mean cross-entropy, in nats, of the tokens that the assistant writes.
 
@@ -84,20 +75,14 @@ def tune(config: TuningConfig, report: Callable[[DocumentError], None] | None = 
     elif result.exists():
         raise TrainError(f"{result} is there already")
     arguments = tuning_arguments(config)
-    checkpoint = open_checkpoint(find_model(config.model))
-    if checkpoint.tokenizer_directory is None:
-        raise TrainError(f"{checkpoint.path} has no tokenizer, so it takes no conversations")
-    tokenizer = Tokenizer.from_directory(checkpoint.tokenizer_directory)
-    if tokenizer.vocab_size > checkpoint.config.vocab_size:
-        size = checkpoint.config.vocab_size
-        raise TrainError(f"the tokenizer has {tokenizer.vocab_size} tokens; the model's vocabulary has {size}")
+    checkpoint, tokenizer = open_base(config.model)
     conversations = read_examples(config, tokenizer, report)
     if not conversations.train:
         raise TrainError(
             f"no conversation is left to learn from: {len(conversations.held_out)} are held out, in "
             f"{conversations.num_left_out} the assistant says nothing within data.row_tokens ({config.data.row_tokens})"
         )
-    with _as_train_error(config.output):
+    with as_train_error(config.output):
         trainer = build_trainer(config, arguments, checkpoint, tokenizer, conversations)
         last = trainer.last_checkpoint()
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
@@ -161,13 +146,7 @@ def build_trainer(
     Raises:
         GriffinError: the model cannot be trained so.
     """
-    if not sys.stderr.isatty():
-        disable_progress_bars()
-        transformers_logging.disable_progress_bar()
-    if arguments.n_gpu > 1:
-        raise TrainError(
-            f"one process sees {arguments.n_gpu} GPUs; it trains on one", hint="torchrun, or CUDA_VISIBLE_DEVICES=0"
-        )
+    prepare_libraries(arguments.n_gpu)
     model = _prepared(config, checkpoint, tokenizer)
     directory = checkpoint.tokenizer_directory
     assert directory is not None
@@ -178,7 +157,7 @@ def build_trainer(
         arguments,
         _dataset(conversations.train),
         _dataset(conversations.held_out) if conversations.held_out else None,
-        _tokenizer_for_trl(directory),
+        tokenizer_for_trl(directory),
         Checkpoints(config.output / CHECKPOINTS, 1 if saving is None else saving.num_kept),
         {"run": _facts(config, checkpoint, tokenizer, conversations.train)},
     )
@@ -204,18 +183,8 @@ def _facts(
     }
 
 
-def _tokenizer_for_trl(directory: Path) -> Any:
-    """TRL asks it for the padding token alone."""
-    try:
-        return AutoTokenizer.from_pretrained(directory)
-    except (OSError, ValueError, ImportError) as error:
-        raise TrainError(f"transformers cannot read the tokenizer of {directory}: {describe(error)}") from error
-
-
 def _prepared(config: TuningConfig, checkpoint: Checkpoint, tokenizer: Tokenizer) -> Any:
     """The model of a run with its trained parameters, all others frozen."""
-    if checkpoint.quantization is not None:
-        raise TrainError(f"{checkpoint.path} is quantized; what is tuned must have float weights")
     dtype = torch.float32 if config.trains_weights else getattr(torch, config.precision)
     model = GriffinForCausalLM.from_pretrained(checkpoint.path, dtype=dtype)
     if config.quantization_aware is not None:
@@ -252,15 +221,6 @@ def _dataset(examples: list[Example]) -> Dataset:
     )
 
 
-@contextlib.contextmanager
-def _as_train_error(output: Path) -> Iterator[None]:
-    """Turns what the libraries raise where a file of the run cannot be written or read into a TrainError."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise TrainError(f"cannot write or read {output}: {describe(error)}") from error
-
-
 def _write(config: TuningConfig, checkpoint: Checkpoint, model: Any, result: Path) -> None:
     if config.state is not None:
         tuned = getattr(model, TUNED_STATE)
@@ -274,9 +234,4 @@ def _write(config: TuningConfig, checkpoint: Checkpoint, model: Any, result: Pat
             model.save_pretrained(str(directory))
         return
     leave_on_grid(model)
-
-    def tensors() -> Iterator[tuple[str, np.ndarray]]:
-        return ((name, to_array(parameter)) for name, parameter in model.base_model.named_parameters())
-
-    format = "huggingface" if checkpoint.format == "huggingface" else "griffinlm"
-    write_checkpoint(checkpoint.config, tensors(), result, format, None, checkpoint.tokenizer_directory)
+    write_model(checkpoint, model, result)

@@ -77,32 +77,22 @@ class StateTable:
     """The weights that the model will be served with, as in `griffinlm.load`; the state is written for these."""
 
 
-@dataclass(frozen=True)
-class TuningConfig:
-    """An instruction tuning run. Paths are relative to the folder of the file.
-
-    With none of the tables `lora`, `prompt` and `state` all weights are trained.
-    """
+@dataclass(frozen=True, kw_only=True)
+class TunedRun:
+    """What every run that begins from a model says. Paths are relative to the folder of the file."""
 
     output: Path
-    """Directory of everything that the run writes: at the end `model`, `adapter`, or `state.safetensors`."""
+    """Directory of everything that the run writes."""
     model: str
-    """What is tuned: a directory, or a name as in `griffinlm.load`; with a tokenizer and a chat template."""
-    sources: dict[str, ConversationsConfig]
+    """What is trained: a directory, or a name as in `griffinlm.load`; with a tokenizer and a chat template."""
     batch_rows: Count
     """Rows of an optimizer step, over all devices."""
     optimizer: TuningOptimizerConfig
-    data: TuningDataConfig = field(default_factory=TuningDataConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     epochs: Annotated[float, Range(1e-6, 1e6)] | None = None
     """Passes over the data; 1 where neither these nor steps are given."""
     steps: Count | None = None
     """Optimizer steps, instead of epochs."""
-    lora: LoraTable | None = None
-    prompt: PromptTable | None = None
-    state: StateTable | None = None
-    quantization_aware: str | None = None
-    """Train under fake quantization: `int4`, `int8` or a format, as `griffin quantize` will store the weights."""
     checkpoints: CheckpointConfig | None = None
     """None writes nothing before the end."""
     rows_per_device: Count | None = None
@@ -114,6 +104,22 @@ class TuningConfig:
     """Recompute every block in the backward pass instead of keeping its activations."""
     log_every_steps: Count = 10
     seed: Annotated[int, Range(0, 2**31)] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningConfig(TunedRun):
+    """An instruction tuning run. The output gets `model`, `adapter`, or `state.safetensors` at the end.
+
+    With none of the tables `lora`, `prompt` and `state` all weights are trained.
+    """
+
+    sources: dict[str, ConversationsConfig]
+    data: TuningDataConfig = field(default_factory=TuningDataConfig)
+    lora: LoraTable | None = None
+    prompt: PromptTable | None = None
+    state: StateTable | None = None
+    quantization_aware: str | None = None
+    """Train under fake quantization: `int4`, `int8` or a format, as `griffin quantize` will store the weights."""
 
     @property
     def trains_weights(self) -> bool:
@@ -147,6 +153,21 @@ def read_tuning_config(path: Path, changes: Sequence[str] = ()) -> TuningConfig:
     )
 
 
+def require_run(config: TunedRun) -> None:
+    """Refuses a run whose entries contradict each other.
+
+    Raises:
+        TrainError: they do.
+    """
+    if config.epochs is not None and config.steps is not None:
+        raise TrainError("epochs and steps are given; a run ends after one of them")
+    require_schedule(config.schedule, config.steps)
+    if config.rows_per_device is not None and config.batch_rows % config.rows_per_device:
+        raise TrainError(
+            f"batch_rows is {config.batch_rows}; it must be a multiple of rows_per_device ({config.rows_per_device})"
+        )
+
+
 def _require_weights(name: str, weights: str | None, floats: Sequence[str]) -> None:
     """Refuses a name that is neither an integer format's or recipe's nor one of `floats`."""
     if weights is None or weights in floats:
@@ -169,16 +190,10 @@ def _checked(config: TuningConfig) -> TuningConfig:
         raise TrainError(f"data.packing is true; a tuned {tables[0]} begins a row, which can hold one conversation")
     if config.lora is not None and config.lora.gates and config.lora.dropout:
         raise TrainError("lora.gates is true with a lora.dropout; PEFT has none for parameters that are no linear's")
-    if config.epochs is not None and config.steps is not None:
-        raise TrainError("epochs and steps are given; a run ends after one of them")
-    require_schedule(config.schedule, config.steps)
+    require_run(config)
     _require_weights("quantization_aware", config.quantization_aware, ())
     if config.state is not None:
         _require_weights("state.weights", config.state.weights, FLOATS)
-    if config.rows_per_device is not None and config.batch_rows % config.rows_per_device:
-        raise TrainError(
-            f"batch_rows is {config.batch_rows}; it must be a multiple of rows_per_device ({config.rows_per_device})"
-        )
     if not config.sources:
         raise TrainError("sources is empty; there must be at least one")
     for name, source in config.sources.items():

@@ -1,4 +1,4 @@
-"""The trainer of an instruction tuning run: TRL's, with this package's optimizer, checkpoints and log."""
+"""TRL's trainers with this package's optimizer, checkpoints and log."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -19,72 +19,90 @@ from griffinlm.train.errors import TrainError
 from griffinlm.train.optimizer import build_optimizer
 from griffinlm.train.schedule import share_of_largest
 from griffinlm.train.trainer import LOG_FILE, TENSORBOARD, Log, RunTrainer, TensorBoard, leave_standard_output
-from griffinlm.train.tuning_config import TuningConfig
+from griffinlm.train.tuning_config import TunedRun, TuningConfig
 
 CHECKPOINTS = "checkpoints"
 """In a run's output directory."""
 
 
 def tuning_arguments(config: TuningConfig) -> SFTConfig:
-    """The run as TRL's SFTConfig; conversations are rendered and cut into tokens before it sees them."""
+    """The run as TRL's SFTConfig; conversations are rendered and cut into tokens before it sees them.
+
+    Raises:
+        TrainError: as `common_arguments`.
+    """
+    arguments = SFTConfig(
+        **common_arguments(config),
+        max_length=config.data.row_tokens,
+        packing=config.is_packed,
+    )
+    _ = arguments.device  # joins the other processes
+    return arguments
+
+
+def common_arguments(config: TunedRun) -> dict[str, Any]:
+    """What the arguments of all of TRL's trainers have in common.
+
+    Raises:
+        TrainError: the device is not there, or a step's rows do not divide over the processes.
+    """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise TrainError("device is cuda; torch finds none here")
     use_cpu = config.device == "cpu" or not torch.cuda.is_available()
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     rows_at_once = rows_on_each(config.batch_rows, config.rows_per_device, num_processes)
     saving = config.checkpoints
-    arguments = SFTConfig(
-        output_dir=str(config.output / CHECKPOINTS),
-        max_length=config.data.row_tokens,
-        packing=config.is_packed,
-        num_train_epochs=1.0 if config.epochs is None else config.epochs,
-        max_steps=-1 if config.steps is None else config.steps,
-        per_device_train_batch_size=rows_at_once,
-        per_device_eval_batch_size=rows_at_once,
-        gradient_accumulation_steps=config.batch_rows // (rows_at_once * num_processes),
-        learning_rate=config.optimizer.learning_rate,
-        max_grad_norm=config.optimizer.clip_norm,
-        activation_checkpointing=config.gradient_checkpointing,
-        bf16=config.precision == "bfloat16",
-        use_cpu=use_cpu,
-        ddp_backend="gloo" if use_cpu and num_processes > 1 else None,
-        ddp_find_unused_parameters=False,
-        dataloader_pin_memory=not use_cpu,
-        seed=config.seed,
-        logging_steps=config.log_every_steps,
-        logging_nan_inf_filter=False,
-        save_strategy="no" if saving is None else "steps",
-        save_steps=500 if saving is None else saving.every_steps,
-        report_to="none",
-        disable_tqdm=not sys.stderr.isatty(),
-    )
-    _ = arguments.device  # joins the other processes
-    return arguments
+    return {
+        "output_dir": str(config.output / CHECKPOINTS),
+        "num_train_epochs": 1.0 if config.epochs is None else config.epochs,
+        "max_steps": -1 if config.steps is None else config.steps,
+        "per_device_train_batch_size": rows_at_once,
+        "per_device_eval_batch_size": rows_at_once,
+        "gradient_accumulation_steps": config.batch_rows // (rows_at_once * num_processes),
+        "learning_rate": config.optimizer.learning_rate,
+        "max_grad_norm": config.optimizer.clip_norm,
+        "activation_checkpointing": config.gradient_checkpointing,
+        "bf16": config.precision == "bfloat16",
+        "use_cpu": use_cpu,
+        "ddp_backend": "gloo" if use_cpu and num_processes > 1 else None,
+        "ddp_find_unused_parameters": False,
+        "dataloader_pin_memory": not use_cpu,
+        "seed": config.seed,
+        "logging_steps": config.log_every_steps,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no" if saving is None else "steps",
+        "save_steps": 500 if saving is None else saving.every_steps,
+        "report_to": "none",
+        "disable_tqdm": not sys.stderr.isatty(),
+    }
 
 
-class TuningTrainer(RunTrainer, SFTTrainer):
-    """TRL's trainer with this package's optimizer, checkpoints and log."""
+class TunedTrainer(RunTrainer):
+    """What all of TRL's trainers get here: this package's optimizer, schedule, checkpoints and log."""
 
     def __init__(
         self,
-        config: TuningConfig,
+        config: TunedRun,
         model: Any,
-        args: SFTConfig,
+        args: Any,
         train: Dataset,
         held_out: Dataset | None,
         tokenizer: Any,
         checkpoints: Checkpoints,
         facts: dict[str, Any],
+        **of_its_own: Any,
     ) -> None:
+        """Args: `facts` are JSON values that every checkpoint's manifest keeps, `of_its_own` TRL's for one trainer."""
         self._config, self._checkpoints, self._facts = config, checkpoints, facts
         config.output.mkdir(parents=True, exist_ok=True)
         super().__init__(
-            model,
-            args,
-            train_dataset=train,
-            eval_dataset=held_out,
+            model=model,
+            args=args,
+            train_dataset=train,  # pyright: ignore[reportArgumentType]
+            eval_dataset=held_out,  # pyright: ignore[reportArgumentType]
             processing_class=tokenizer,
             callbacks=[Log(config.output / LOG_FILE), TensorBoard(config.output / TENSORBOARD)],
+            **of_its_own,
         )
         leave_standard_output(self)
         if held_out is not None:
@@ -120,6 +138,21 @@ class TuningTrainer(RunTrainer, SFTTrainer):
                 lambda step: share_of_largest(self._config.schedule, num_training_steps, num_training_steps, step),
             )
         return self.lr_scheduler
+
+
+class TuningTrainer(TunedTrainer, SFTTrainer):
+    """Instruction tuning."""
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The model's own loss, which makes logits of learned tokens alone; TRL's makes those of all on a CPU."""
+        inputs = {**inputs, "skip_logits": True}
+        return Trainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
 
 
 class _EvaluateAtTheEnd(TrainerCallback):

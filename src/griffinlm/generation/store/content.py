@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from griffinlm.generation.store.errors import StoreError
-from griffinlm.state import NOTHING_PENDING, ArraySpec, StateOwner, state_layout
+from griffinlm.state import NOTHING_PENDING, ArraySpec, StateOwner, can_be_skipped, state_layout
 
 RING_FIELDS = ("keys", "values", "key_scales", "value_scales")
 """Arrays [1, slots, ...] in which a token writes one slot; every other array changes as a whole."""
@@ -69,6 +69,8 @@ def checked_state(model: StateOwner, token_ids: Sequence[int] | np.ndarray, arra
         raise StoreError(f"the state has read {num_tokens} tokens of its document; {len(tokens)} token ids were given")
     if not NOTHING_PENDING <= pending < model.config.vocab_size:
         raise StoreError(f"the pending token is {pending}; ids are 0 to {model.config.vocab_size - 1}, -1 is none")
+    if not can_be_skipped(model.config, arrays):
+        raise StoreError("the state counts skipped tokens that cannot be")
     return StoredState(tokens, {name: arrays[name] for name in expected})
 
 

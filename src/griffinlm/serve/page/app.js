@@ -149,7 +149,7 @@ async function write(turn, signal) {
     } catch (error) {
       const isForgotten = error instanceof ServerError && error.status === 404 && previousId !== null;
       if (!isForgotten || fromTheBeginning) throw error;
-      say("The server no longer has this place; it reads the conversation again");
+      say("This place is no longer kept; the conversation is read again");
     }
   }
 }
@@ -284,7 +284,7 @@ async function start() {
     show();
     at("text").focus();
   } catch (error) {
-    complain(`The server's models cannot be listed: ${error.message}`);
+    complain(`There is no model to talk to: ${error.message}`);
   }
 }
 

@@ -28,8 +28,13 @@ async function stateOf(client, turn) {
   }
 }
 
-/** The conversation of a file, whose state the server has taken back. */
+/**
+ * The conversation of a file, whose state the server has taken back. Of a file that the terminal or Python wrote the turns
+ * are taken alone, since a server trusts only states that it has signed; the messages are read again.
+ */
 export async function openFile(client, file) {
+  const told = await toldBy(file);
+  if (told !== null) return Tree.fromTold(told, (await client.models())[0].id);
   const head = await file.slice(0, LONGEST_LINE).text();
   const end = head.indexOf("\n");
   let content = null;
@@ -43,4 +48,15 @@ export async function openFile(client, file) {
   const state = file.slice(new TextEncoder().encode(head.slice(0, end + 1)).length);
   if (state.size) await client.upload(state);
   return tree;
+}
+
+/** Turns and present one of a file of `griffinlm.conversation`, which begins with the length of its header; or null. */
+async function toldBy(file) {
+  try {
+    const size = new DataView(await file.slice(0, 8).arrayBuffer()).getBigUint64(0, true);
+    const header = JSON.parse(await file.slice(8, 8 + Math.min(Number(size), LONGEST_LINE)).text());
+    return JSON.parse(header.__metadata__.griffinlm).details ?? null;
+  } catch {
+    return null;
+  }
 }

@@ -1,6 +1,8 @@
 // The conversation as a tree of turns. No page, no network.
 
 const KEYS_OF_A_TURN = ["parent", "question", "answer", "model", "responseId", "numTokens", "limit"];
+/** The id of an answer that nobody keeps: the server does not know it, so the messages are sent again. */
+const NOT_KEPT = "not-kept";
 const NOTHING = { question: "", answer: "", model: null, responseId: null, numTokens: null, limit: null };
 
 /**
@@ -78,6 +80,21 @@ export class Tree {
       messages.unshift({ role: "user", content: above.question }, { role: "assistant", content: above.answer });
     }
     return { previousId: null, messages };
+  }
+
+  /** Turns and present one as a file of `griffinlm.conversation` has them. */
+  told() {
+    const turns = this.turns.slice(1).map(({ parent, question, answer }) => ({ parent, said: [question, answer] }));
+    return { turns, current: this.currentNumber };
+  }
+
+  /** The tree of such turns, answered by `model`; `id` names what is kept of the present one. Throws where it is none. */
+  static fromTold({ turns, current }, model, id = NOT_KEPT) {
+    const told = turns.map(({ parent, said: [question, answer] }, index) => {
+      const responseId = index + 1 === current ? id : NOT_KEPT;
+      return { parent, question, answer, model, responseId, numTokens: null, limit: null };
+    });
+    return Tree.fromJSON({ turns: told, current });
   }
 
   toJSON() {

@@ -106,21 +106,31 @@ def _messages(values: Any, fields: RowFields) -> list[Message]:
     if not isinstance(values, Mapping):
         raise DocumentError(f"the row is {_kind(values)}; it must be a table")
     if fields.prompt is not None and fields.answer is not None:
-        user = fields.instruction + _text(values, fields.prompt)
-        return [_message("user", user), _message(ANSWERER, _text(values, fields.answer))]
-    messages, name = values.get(fields.messages), json.dumps(fields.messages)
-    if not isinstance(messages, list) or not messages:
-        raise DocumentError(f"{name} is {_kind(messages)}; it must be a list of messages")
-    for index, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
-            raise DocumentError(f"{name}[{index}] must be a table with role and content, both text")
-        _require_characters(message["content"], f"{name}[{index}]")
+        user = fields.instruction + checked_text(values, fields.prompt)
+        return [_message("user", user), _message(ANSWERER, checked_text(values, fields.answer))]
+    name = json.dumps(fields.messages)
+    messages = checked_messages(values.get(fields.messages), name)
     answers = [(index, m["content"]) for index, m in enumerate(messages) if m["role"] == ANSWERER]
     if not answers:
         raise DocumentError(f"{name} has no text of the {ANSWERER}'s, so nothing can be learned from it")
     for index, content in answers:
         if not content.strip():
             raise DocumentError(f"{name}[{index}] is empty; the {ANSWERER} would learn to say nothing")
+    return messages
+
+
+def checked_messages(messages: Any, name: str) -> list[Message]:
+    """Messages of a row, with role and content alone.
+
+    Raises:
+        DocumentError: it is no list of messages; the text names it `name`.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise DocumentError(f"{name} is {_kind(messages)}; it must be a list of messages")
+    for index, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
+            raise DocumentError(f"{name}[{index}] must be a table with role and content, both text")
+        _require_characters(message["content"], f"{name}[{index}]")
     return [_message(message["role"], message["content"]) for message in messages]
 
 
@@ -128,7 +138,8 @@ def _message(role: str, content: str) -> Message:
     return {"role": role, "content": content}
 
 
-def _text(values: Mapping[str, Any], name: str) -> str:
+def checked_text(values: Mapping[str, Any], name: str) -> str:
+    """The text of a field that must not be blank; raises DocumentError where it is, or is no text."""
     text = values.get(name)
     if not isinstance(text, str) or not text.strip():
         raise DocumentError(f"{json.dumps(name)} is {_kind(text)}; it must be text")

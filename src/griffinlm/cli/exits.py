@@ -1,0 +1,70 @@
+"""griffin exits: from which confidence on tokens may leave the loops of a recursive model early."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from griffinlm.cli.options import AsJson
+from griffinlm.cli.output import print_json, print_table
+
+
+def exits(
+    model: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="Of a model whose layers loop.")],
+    text: Annotated[
+        Path, typer.Option("--text", metavar="FILE", help="Held-out documents; files as in `griffin evaluate`.")
+    ],
+    quality: Annotated[
+        float,
+        typer.Option(
+            "--quality",
+            metavar="SHARE",
+            help="Of the tokens that leave early, at least so many must have the best next token of full depth.",
+        ),
+    ] = 0.95,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", metavar="N", help="About how many tokens are read.", min=1)
+    ] = 40_000,
+    as_json: AsJson = False,
+) -> None:
+    """Find when tokens may leave a recursive model early.
+
+    Behind every loop but the last a small head learns from most of the documents to tell whether the best next token
+    there is that of full depth; the others say from which confidence on it is right often enough. The file
+    exits.safetensors in the directory has both. Needs PyTorch.
+    """
+    from griffinlm.checkpoint.exits import EXITS_FILE, write_exits
+    from griffinlm.evaluate.documents import read_documents
+    from griffinlm.loading import load
+    from griffinlm.model.engine import TorchEngine
+    from griffinlm.train.exit_probe import calibrate_exits
+
+    loaded = load(model, engine="torch")
+    assert isinstance(loaded.engine, TorchEngine)
+    tokenizer = loaded.tokenizer
+    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+
+    def documents() -> Iterator[list[int]]:
+        return ([*start, *tokenizer.encode(one)] for one in read_documents(text))
+
+    found = calibrate_exits(loaded.engine.model, documents(), quality, max_tokens)
+    write_exits(model, found)
+    if as_json:
+        loops = zip(found.thresholds, found.shares, strict=True)
+        print_json(
+            {
+                "path": str(model / EXITS_FILE),
+                "quality": quality,
+                "tokens": found.num_tokens,
+                # None is a loop that no token leaves.
+                "loops": [{"threshold": t if t <= 1 else None, "share": share} for t, share in loops],
+            }
+        )
+        return
+    rows = [
+        [str(loop), f"{threshold:.4f}" if threshold <= 1 else "none leaves", f"{share:.1%}"]
+        for loop, (threshold, share) in enumerate(zip(found.thresholds, found.shares, strict=True), 1)
+    ]
+    print_table(["behind loop", "confidence", "of tokens"], rows)
+    print(f"\n{model / EXITS_FILE}: {found.num_tokens:,} tokens read")

@@ -1,0 +1,129 @@
+"""Stored conversations in an object store that several machines share, each with its own copy of what it has met."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import fsspec
+
+from griffinlm.errors import GriffinError
+from griffinlm.generation.store import SignatureError, StateStore, StoreError
+from griffinlm.language_model import LanguageModel
+from griffinlm.serve.bundle import pack, unpack
+from griffinlm.serve.errors import ApiError, ServeError
+from griffinlm.serve.records import Record, Records, not_found
+
+RECORD_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+"""What can be the name of an object; clients may ask for anything."""
+
+
+class SharedRecords(Records):
+    """`Records` whose truth is one object a record: TENANT/ID, signed, with all that was said before it and its state.
+
+    Only the object says whether there is such a record; what stands in the own database and store is a copy, brought
+    there when it is asked for. What `put` was given is in the object store on return.
+
+    Args:
+        directory: of the own database; None keeps it in this process.
+        url: as fsspec knows it: `s3://BUCKET/PREFIX`, `gs://`, `abfs://`, `file:///PATH`.
+        key: what objects are signed with; that of all machines.
+        largest_bytes: of an object.
+    """
+
+    def __init__(
+        self,
+        directory: Path | None,
+        store: StateStore,
+        model: LanguageModel,
+        url: str,
+        key: bytes,
+        largest_bytes: int,
+    ) -> None:
+        super().__init__(directory, model.identity.fingerprint)
+        self._store, self._language_model, self._url = store, model, url
+        self._key, self._largest_bytes = key, largest_bytes
+        try:
+            # Another machine may have changed what was listed a moment ago.
+            self._objects, self._root = fsspec.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
+            self._objects.makedirs(self._root, exist_ok=True)
+        except (ValueError, ImportError, OSError) as error:
+            raise ServeError(f"the object store {url} cannot be used: {_words(error)}") from error
+
+    def put(self, tenant: str, records: Sequence[Record], *, keeps_old: bool = False) -> None:
+        super().put(tenant, records, keeps_old=keeps_old)
+        for record in records:
+            self._send(tenant, record)
+
+    def get(self, tenant: str, record_id: str, kind: str | None = None) -> Record:
+        with self._faults_told():
+            is_there = bool(RECORD_ID.fullmatch(record_id)) and self._objects.isfile(self._place(tenant, record_id))
+        if not is_there:
+            raise not_found(record_id)
+        self._bring(tenant, record_id)
+        return super().get(tenant, record_id, kind)
+
+    def newest(self, tenant: str, most: int) -> list[Record]:
+        """The records made last, the last one first; those that this machine has not met are brought here."""
+        folder = self._place(tenant)
+        with self._faults_told():
+            names = self._objects.ls(folder, detail=False) if self._objects.isdir(folder) else []
+        found = []
+        for record_id in (name.rpartition("/")[2] for name in names):
+            # What another machine deletes meanwhile is passed over.
+            with suppress(ApiError):
+                self._bring(tenant, record_id)
+                found.append(super().get(tenant, record_id))
+        return sorted(found, key=lambda record: record.created, reverse=True)[:most]
+
+    def delete(self, tenant: str, record_id: str) -> list[str]:
+        state_ids = super().delete(tenant, record_id)
+        with self._faults_told():
+            self._objects.rm_file(self._place(tenant, record_id))
+        return state_ids
+
+    def _send(self, tenant: str, record: Record) -> None:
+        path = self.path(tenant, record)
+        data = pack(tenant, path, [record.id], self._store, self._language_model, self._key)
+        with self._faults_told():
+            self._objects.makedirs(self._place(tenant), exist_ok=True)
+            # The file of a transaction appears whole or not at all.
+            with self._objects.transaction, self._objects.open(self._place(tenant, record.id), "wb") as file:
+                file.write(data)
+
+    def _bring(self, tenant: str, record_id: str) -> None:
+        """Copies a record from its object where it is not here.
+
+        Raises:
+            ApiError: there is no object any more.
+            StoreError: it was changed, or belongs to another model or key.
+        """
+        own = self._find(tenant, record_id)
+        if own is not None and not own[1]:
+            return
+        with self._faults_told():
+            try:
+                data = self._objects.cat_file(self._place(tenant, record_id))
+            except FileNotFoundError:
+                raise not_found(record_id) from None
+            try:
+                records = unpack(tenant, data, self._store, self._language_model, self._key, self._largest_bytes)
+            except SignatureError as error:
+                raise StoreError(f"the shared conversation {record_id} cannot be used: {error}") from error
+        super().put(tenant, records, keeps_old=True)
+
+    def _place(self, tenant: str, *names: str) -> str:
+        return "/".join([self._root.rstrip("/"), self._scope(tenant).hex(), *names])
+
+    @contextmanager
+    def _faults_told(self) -> Iterator[None]:
+        try:
+            yield
+        except (GriffinError, ApiError):
+            raise
+        except Exception as error:  # the classes of the many stores derive from nothing narrower
+            raise StoreError(f"the object store {self._url} cannot be used: {_words(error)}") from error
+
+
+def _words(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

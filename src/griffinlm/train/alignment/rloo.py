@@ -1,0 +1,149 @@
+"""REINFORCE leave-one-out by TRL's trainer, on answers that this package's scheduler writes."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from trl.trainer.rloo_config import RLOOConfig as RlooArguments
+from trl.trainer.rloo_trainer import RLOOTrainer as TrlRlooTrainer
+from trl.trainer.utils import add_fused_lm_head
+
+from griffinlm.checkpoint.new_directory import require_free
+from griffinlm.evaluate.documents import DocumentError
+from griffinlm.hf import GriffinForCausalLM
+from griffinlm.language_model import LanguageModel
+from griffinlm.text import Tokenizer
+from griffinlm.train.alignment.config import RlooConfig
+from griffinlm.train.alignment.judge import Judge
+from griffinlm.train.alignment.reward_model import RewardModel
+from griffinlm.train.alignment.rollouts import Rollouts, shared_engine
+from griffinlm.train.alignment.rows import Prompt, Split, parse_prompt, read_split
+from griffinlm.train.alignment.run import MODEL, checkpoints_of, facts_of, run_to_end
+from griffinlm.train.base import (
+    Base,
+    TuningOutcome,
+    as_train_error,
+    open_base,
+    prepare_libraries,
+    tokenizer_for_trl,
+    write_model,
+)
+from griffinlm.train.errors import TrainError
+from griffinlm.train.sharding import rank
+from griffinlm.train.tuning_trainer import TunedTrainer, common_arguments
+
+REWARD = "reward"
+"""The name of the reward that is learned from, beside those of the watched ones."""
+
+
+class RlooTrainer(TunedTrainer, TrlRlooTrainer):
+    """TRL's trainer; prompts come to it as tokens, and its answers from `Rollouts`.
+
+    With rewards R_i = r_i - beta log(policy(a_i) / base(a_i)) of k answers to a prompt, the advantage of an answer is
+    R_i less the mean of the other k - 1, and the loss the mean of -advantage log policy(a_i) (arXiv 2402.14740,
+    equation 8).
+    """
+
+    def __init__(
+        self, config: RlooConfig, model: GriffinForCausalLM, tokenizer: Tokenizer, *others: Any, **of_its_own: Any
+    ) -> None:
+        """Args: `others` and `of_its_own` as in `TunedTrainer`."""
+        super().__init__(config, model, *others, **of_its_own)
+        if config.kl_coefficient:
+            reference = GriffinForCausalLM.from_pretrained(model.config.name_or_path, dtype=model.dtype)
+            add_fused_lm_head(reference, temperature=config.temperature)
+            self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
+            self.beta = config.kl_coefficient
+        self._seed, self._num_rollouts = config.seed, 0
+        # Its identity is asked for by states that are kept, and none is.
+        writer = LanguageModel(shared_engine(model), tokenizer, lambda: "")
+        self._rollouts = Rollouts(writer, config.max_answer_tokens, config.temperature)
+
+    def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        return prompts, None, {}
+
+    def _generate_single_turn(
+        self, prompt_ids: list[list[int]], images: None, multimodal_fields: dict[str, Any]
+    ) -> list[list[int]]:
+        assert self.model is not None
+        num_answers = self.num_generations if self.model.training else self.num_generations_eval
+        # Held-out prompts come in batches of one step, each of which draws anew.
+        self._num_rollouts = 0 if self.model.training else self._num_rollouts + 1
+        seed = f"{self._seed} {self.state.global_step} {self._num_rollouts} {rank()}"
+        assert num_answers is not None
+        return self._rollouts.answers(prompt_ids[::num_answers], num_answers, seed)
+
+
+def train_rloo(config: RlooConfig, report: Callable[[DocumentError], None] | None = None) -> TuningOutcome:
+    """Trains a model on what a reward model says of its own answers, held near the model that it begins from.
+
+    The log has the mean reward of every judge, the distance KL(policy || base) a token, the entropy, lengths, the
+    share of answers that ended, and the share of runs of four tokens that an answer had before. A run goes on from its
+    last complete checkpoint.
+
+    Args:
+        report: called with every bad row that is skipped.
+
+    Raises:
+        GriffinError: data, tokenizer or models cannot be used, the output is taken, was made by another run or cannot
+            be written, or the loss is no number any more.
+    """
+    result = config.output / MODEL
+    require_free(result)
+    base = open_base(config.model)
+    prompts = read_split(
+        config, base.tokenizer, parse_prompt, config.data.row_tokens - config.max_answer_tokens, report
+    )
+    with as_train_error(config.output):
+        trainer = build_trainer(config, base, prompts)
+        return run_to_end(trainer, prompts, result, lambda model: write_model(base.checkpoint, model, result))
+
+
+def build_trainer(config: RlooConfig, base: Base, prompts: Split[Prompt]) -> RlooTrainer:
+    """TRL's trainer of a run.
+
+    Raises:
+        GriffinError: a model cannot be used.
+    """
+    arguments = RlooArguments(
+        **common_arguments(config),
+        num_generations=config.num_answers,
+        max_completion_length=config.max_answer_tokens,
+        temperature=config.temperature,
+        beta=0.0,  # TRL would load a reference by the class that a file names; ours is given it below
+        reward_weights=[1.0, *[0.0] * len(config.watched)],
+    )
+    prepare_libraries(arguments.n_gpu)
+    judges = _judges(config, base.tokenizer, arguments.device)
+    model = GriffinForCausalLM.from_pretrained(base.checkpoint.path, dtype=torch.float32)
+    digests = {judge.__name__: judge.model.digest() for judge in judges}
+    return RlooTrainer(
+        config,
+        model,
+        base.tokenizer,
+        arguments,
+        _dataset(prompts.train),
+        _dataset(prompts.held_out) if prompts.held_out else None,
+        tokenizer_for_trl(base.tokenizer_directory),
+        checkpoints_of(config),
+        {"run": facts_of(config, base, prompts.train, judges=digests)},
+        reward_funcs=list(judges),
+    )
+
+
+def _judges(config: RlooConfig, tokenizer: Tokenizer, device: torch.device) -> Sequence[Judge]:
+    """That which is learned from first."""
+    paths: dict[str, Path] = {REWARD: config.reward, **config.watched}
+    judges = []
+    for name, path in paths.items():
+        model = RewardModel(path, device)
+        if model.tokenizer.digest != tokenizer.digest:
+            raise TrainError(f"the tokenizer of {path} is another one than that of {config.model}")
+        judges.append(Judge(name, model, tokenizer.end_ids, config.unended_penalty if name == REWARD else None))
+    return judges
+
+
+def _dataset(prompts: list[Prompt]) -> Dataset:
+    return Dataset.from_dict({"prompt": [prompt.tokens for prompt in prompts]})
