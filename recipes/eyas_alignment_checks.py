@@ -76,11 +76,11 @@ def by_kinds(rows: Sequence[dict], right: Sequence[bool]) -> dict:
     return {"all": share(list(right)), **of_kinds}
 
 
-def check_rewards(pairs: Path, models: dict[str, Path]) -> dict:
+def check_rewards(pairs: Path, models: dict[str, Path], most: int | None) -> dict:
     """Accuracies on held-out pairs."""
     judges = {name: RewardModel(path) for name, path in models.items()}
     tokenizer = next(iter(judges.values())).tokenizer
-    held_out = [(row, parse_pair(row, tokenizer)[1]) for row in read(pairs / "held_out.jsonl")]
+    held_out = [(row, parse_pair(row, tokenizer)[1]) for row in read(pairs / "held_out.jsonl")[:most]]
     held_out = [(row, pair) for row, pair in held_out if pair.num_tokens <= LONGEST_PAIR_TOKENS]
     rows = [row for row, _ in held_out]
     found = check_lengths([*read(pairs / "first.jsonl"), *read(pairs / "second.jsonl")], rows)
@@ -203,11 +203,11 @@ def main() -> None:
     parser.add_argument("models", nargs="+", metavar="NAME=DIR", help="reward models, the first two for `policies`")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--log", type=Path, help="log.jsonl of the policy's run, for the picture")
-    parser.add_argument("--most", type=int, help="requests of a kind, for a quick look")
+    parser.add_argument("--most", type=int, help="pairs, or requests of a kind, for a quick look")
     arguments = parser.parse_args()
     models = named(arguments.models)
     if arguments.what == "rewards":
-        found = check_rewards(arguments.pairs, models)
+        found = check_rewards(arguments.pairs, models, arguments.most)
         print_table(found)
     else:
         judges = dict(list(models.items())[:2])

@@ -75,7 +75,7 @@ def answer_bits(model: griffinlm.LanguageModel, requests: Sequence[dict]) -> dic
         bits -= sum(s for s, label in zip(scores, example.labels[1:], strict=True) if label != IGNORED) / math.log(2)
         turns = (m["content"].strip() for m in request["messages"] if m["role"] == "assistant")
         num_bytes += sum(len(turn.encode()) for turn in turns)
-    return {"bits_per_byte": round(bits / num_bytes, 4), "bytes": num_bytes, "conversations": len(requests)}
+    return {"bits_per_byte": round(float(bits) / num_bytes, 4), "bytes": num_bytes, "conversations": len(requests)}
 
 
 def check_stories(requests: Sequence[dict], texts: Sequence[str]) -> dict:
@@ -134,9 +134,9 @@ def check_translations(requests: Sequence[dict], texts: Sequence[str]) -> dict:
     found = metric.corpus_score([*texts], None, n_bootstrap=1000)
     copied = sacrebleu.CHRF().corpus_score(sources, references)
     return {
-        "chrf": round(found.score, 2),
-        "chrf_interval": round(getattr(found, "_ci", 0.0), 2),
-        "chrf_of_copying": round(copied.score, 2),
+        "chrf": round(float(found.score), 2),
+        "chrf_interval": round(float(getattr(found, "_ci", 0.0)), 2),
+        "chrf_of_copying": round(float(copied.score), 2),
         "equal": share([text.strip() in r["check"]["references"] for text, r in zip(texts, requests, strict=True)]),
     }
 

@@ -42,7 +42,7 @@ DATA = """- **TinyStories** (stories on request, names asked of their beginnings
 def percent(figure: dict) -> str:
     if not figure["num"]:
         return ""
-    return f"{figure['share']:.1%} ({figure['low']:.0%} to {figure['high']:.0%})"
+    return f"{figure['share']:.1%} ({figure['low']:.0%} to {figure['high']:.0%}) of {figure['num']}"
 
 
 def table(models: dict[str, dict]) -> str:
@@ -54,11 +54,10 @@ def table(models: dict[str, dict]) -> str:
 
     tasks = [model["tasks"] for model in models.values()]
     for task, names in FIGURES.items():
-        num = tasks[0][task]["conversations"]
         for name in names:
-            add(f"{task}, {num}", MEANINGS[name], [percent(of_model[task][name]) for of_model in tasks])
+            add(task, MEANINGS[name], [percent(of_model[task][name]) for of_model in tasks])
     found = [of_model["translation"] for of_model in tasks]
-    copied = f"chrF; copying the English has {found[0]['chrf_of_copying']:.1f}"
+    copied = f"chrF; copying the English has {found[-1]['chrf_of_copying']:.1f}"
     add("translation", copied, [f"{one['chrf']:.1f} (±{one['chrf_interval']:.1f})" for one in found])
     for task in tasks[0]:
         add(task, "bits per byte of the answers", [f"{of_model[task]['bits_per_byte']:.3f}" for of_model in tasks])

@@ -59,7 +59,7 @@ def test_under_a_limit_that_it_fits_into_a_model_writes_the_same():
 
 def test_a_model_too_large_is_refused_in_one_line_with_the_numbers(tmp_path):
     # Its file fits under the limit beside the program, but not the memory to work in.
-    config = dataclasses.replace(ModelConfig.preset("kestrel-500m"), vocab_size=228_000)
+    config = dataclasses.replace(ModelConfig.preset("kestrel-500m"), vocab_size=240_000)
     num_bytes = write_hollow(tmp_path, config)
     refused = griffin(*GENERATE, "1", "--model", str(tmp_path), address_bytes=LIMIT_BYTES)
     assert refused.returncode == 2

@@ -256,5 +256,5 @@ def test_what_does_not_fit_is_refused(run, table, words):
 
 
 def test_layers_are_refused_where_loops_have_the_exits(run):
-    with pytest.raises(TrainError, match="exits.layers is given for a model of 2 loops"):
+    with pytest.raises(TrainError, match=r"exits\.layers is given for a model of 2 loops"):
         pretrain(run("exits={loss = 'weighted', layers = [1]}", *RECURSION))
