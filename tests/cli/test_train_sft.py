@@ -91,7 +91,7 @@ def test_a_change_that_cannot_be_is_one_error_line(griffin, run_file, change, to
 
 def test_a_file_that_is_no_run_is_one_error_line(griffin, tmp_path, run_file):
     (tmp_path / "empty.toml").write_text("")
-    assert "output, model, sources, batch_rows, optimizer are missing" in griffin.fails(
+    assert "output, model, batch_rows, optimizer, sources are missing" in griffin.fails(
         "train", "sft", "--config", tmp_path / "empty.toml"
     )
     assert "cannot be read: Is a directory" in griffin.fails("train", "sft", "--config", tmp_path)

@@ -88,8 +88,13 @@ class SharedRecords(Records):
         with self._faults_told():
             self._objects.makedirs(self._place(tenant), exist_ok=True)
             # The file of a transaction appears whole or not at all.
-            with self._objects.transaction, self._objects.open(self._place(tenant, record.id), "wb") as file:
-                file.write(data)
+            try:
+                with self._objects.transaction, self._objects.open(self._place(tenant, record.id), "wb") as file:
+                    file.write(data)
+            except FileNotFoundError:
+                # A folder's file gets its rights after it has appeared; another machine may have deleted it by then.
+                if not self._objects.isdir(self._place(tenant)):
+                    raise
 
     def _bring(self, tenant: str, record_id: str) -> None:
         """Copies a record from its object where it is not here.
