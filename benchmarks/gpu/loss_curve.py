@@ -1,6 +1,6 @@
 """Does a model learn the same through the kernels and torch's compiler as through plain operators of torch?
 
-A Griffin of 6 million parameters reads the source text of this checkout as bytes for 500 steps, products in bfloat16:
+A Griffin of 4.9 million parameters reads the source text of this checkout as bytes for 500 steps, products in bfloat16:
 once by the kernels with blocks compiled, once by `chunked.rg_lru` and the attention that docs/numerics.md defines, and
 once more by those from weights moved by a rounding error, which shows how far apart equal computations drift.
 """

@@ -56,7 +56,7 @@ def load(
         adapters: by the name under which `LanguageModel.with_adapter` gives each, the directory of a low-rank adapter
             as PEFT writes it, or a tuned initial state, which is the file of a state of this model.
         num_guesses: tokens that the first loop of a recursive model guesses, for the whole model to check them in one
-            go; no answer changes. None guesses nothing.
+            go; answers are the same, but for logits as near as rounding (docs/numerics.md). None guesses nothing.
         early_exit: whether tokens leave the loops of a recursive model early, where the exits in its directory let them
             (torch); the model must have been trained to skip.
 

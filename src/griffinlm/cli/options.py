@@ -52,7 +52,7 @@ Speculate = Annotated[
         "--speculate",
         metavar="N",
         help="Let the first loop of a recursive model guess N tokens, which the whole model checks in one go. "
-        "No answer changes.",
+        "Answers stay the same, but for logits as near as rounding.",
         min=1,
     ),
 ]

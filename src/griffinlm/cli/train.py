@@ -59,11 +59,8 @@ def pretrain(
 
 @train.command("sft", cls=StrictCommand)
 def sft(
-    config: Annotated[Path, typer.Option("--config", metavar="FILE", help="The run, as TOML.")],
-    changes: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change an entry, as in lora.rank=8."),
-    ] = None,
+    config: ConfigFile,
+    changes: Changes = None,
     as_json: AsJson = False,
 ) -> None:
     """Tune a model on conversations: all weights, low-rank terms, a prompt, or the state that it begins from.
@@ -82,10 +79,7 @@ def sft(
 
 @train.command("reward", cls=StrictCommand)
 def reward(config: ConfigFile, changes: Changes = None, as_json: AsJson = False) -> None:
-    """Train a reward model on pairs of answers of which one is better: rows {prompt, chosen, rejected}.
-
-    Several devices: torchrun --no-python --nproc-per-node N griffin train reward --config FILE.
-    """
+    """Train a reward model on pairs of answers of which one is better: rows {prompt, chosen, rejected}."""
     from griffinlm.train.alignment.config import RewardConfig, read_alignment_config
 
     run = read_alignment_config(RewardConfig, config, changes or ())
@@ -98,10 +92,7 @@ def reward(config: ConfigFile, changes: Changes = None, as_json: AsJson = False)
 
 @train.command("dpo", cls=StrictCommand)
 def dpo(config: ConfigFile, changes: Changes = None, as_json: AsJson = False) -> None:
-    """Train a model to prefer the better answers of pairs: rows {prompt, chosen, rejected}.
-
-    Several devices: torchrun --no-python --nproc-per-node N griffin train dpo --config FILE.
-    """
+    """Train a model to prefer the better answers of pairs: rows {prompt, chosen, rejected}."""
     from griffinlm.train.alignment.config import DpoConfig, read_alignment_config
 
     run = read_alignment_config(DpoConfig, config, changes or ())
@@ -114,10 +105,7 @@ def dpo(config: ConfigFile, changes: Changes = None, as_json: AsJson = False) ->
 
 @train.command("rloo", cls=StrictCommand)
 def rloo(config: ConfigFile, changes: Changes = None, as_json: AsJson = False) -> None:
-    """Train a model on what a reward model says of its own answers: rows {prompt}.
-
-    Several devices: torchrun --no-python --nproc-per-node N griffin train rloo --config FILE.
-    """
+    """Train a model on what a reward model says of its own answers: rows {prompt}."""
     from griffinlm.train.alignment.config import RlooConfig, read_alignment_config
 
     run = read_alignment_config(RlooConfig, config, changes or ())

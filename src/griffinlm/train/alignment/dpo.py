@@ -8,20 +8,16 @@ from datasets import Dataset
 from trl.trainer.dpo_config import DPOConfig as DpoArguments
 from trl.trainer.dpo_trainer import DPOTrainer as TrlDpoTrainer
 
-from griffinlm.checkpoint.new_directory import require_free
 from griffinlm.evaluate.documents import DocumentError
 from griffinlm.hf import GriffinForCausalLM
 from griffinlm.train.alignment.config import DpoConfig
-from griffinlm.train.alignment.rows import Pair, Split, parse_pair, read_split
-from griffinlm.train.alignment.run import MODEL, checkpoints_of, facts_of, run_to_end
+from griffinlm.train.alignment.rows import Pair, Split, parse_pair
+from griffinlm.train.alignment.run import checkpoints_of, facts_of, run_to_end, write_policy
 from griffinlm.train.base import (
     Base,
     TuningOutcome,
-    as_train_error,
-    open_base,
     prepare_libraries,
     tokenizer_for_trl,
-    write_model,
 )
 from griffinlm.train.tuning_trainer import TunedTrainer, common_arguments
 
@@ -46,13 +42,7 @@ def train_dpo(config: DpoConfig, report: Callable[[DocumentError], None] | None 
         GriffinError: data, tokenizer or model cannot be used, the output is taken, was made by another run or cannot
             be written, or the loss is no number any more.
     """
-    result = config.output / MODEL
-    require_free(result)
-    base = open_base(config.model)
-    pairs = read_split(config, base.tokenizer, parse_pair, config.data.row_tokens, report)
-    with as_train_error(config.output):
-        trainer = build_trainer(config, base, pairs)
-        return run_to_end(trainer, pairs, result, lambda model: write_model(base.checkpoint, model, result))
+    return run_to_end(config, parse_pair, config.data.row_tokens, build_trainer, write_policy, report)
 
 
 def build_trainer(config: DpoConfig, base: Base, pairs: Split[Pair]) -> DpoTrainer:

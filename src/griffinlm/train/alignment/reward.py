@@ -9,14 +9,14 @@ from datasets import Dataset
 from trl.trainer.reward_config import RewardConfig as RewardArguments
 from trl.trainer.reward_trainer import RewardTrainer as TrlRewardTrainer
 
-from griffinlm.checkpoint.new_directory import new_directory, require_free
+from griffinlm.checkpoint.new_directory import new_directory
 from griffinlm.checkpoint.tokenizer_files import copy_tokenizer
 from griffinlm.evaluate.documents import DocumentError
 from griffinlm.hf import GriffinForSequenceClassification
 from griffinlm.train.alignment.config import RewardConfig
-from griffinlm.train.alignment.rows import Pair, Split, parse_pair, read_split
-from griffinlm.train.alignment.run import MODEL, checkpoints_of, facts_of, run_to_end
-from griffinlm.train.base import Base, TuningOutcome, as_train_error, open_base, prepare_libraries, tokenizer_for_trl
+from griffinlm.train.alignment.rows import Pair, Split, parse_pair
+from griffinlm.train.alignment.run import checkpoints_of, facts_of, run_to_end
+from griffinlm.train.base import Base, TuningOutcome, prepare_libraries, tokenizer_for_trl
 from griffinlm.train.tuning_trainer import TunedTrainer, common_arguments
 
 
@@ -37,13 +37,7 @@ def train_reward(config: RewardConfig, report: Callable[[DocumentError], None] |
         GriffinError: data, tokenizer or model cannot be used, the output is taken, was made by another run or cannot
             be written, or the loss is no number any more.
     """
-    result = config.output / MODEL
-    require_free(result)
-    base = open_base(config.model)
-    pairs = read_split(config, base.tokenizer, parse_pair, config.data.row_tokens, report)
-    with as_train_error(config.output):
-        trainer = build_trainer(config, base, pairs)
-        return run_to_end(trainer, pairs, result, lambda model: _write(model, base, result))
+    return run_to_end(config, parse_pair, config.data.row_tokens, build_trainer, _write, report)
 
 
 def build_trainer(config: RewardConfig, base: Base, pairs: Split[Pair]) -> RewardTrainer:
@@ -81,7 +75,7 @@ def _dataset(pairs: list[Pair]) -> Dataset:
     )
 
 
-def _write(model: Any, base: Base, result: Path) -> None:
+def _write(base: Base, model: Any, result: Path) -> None:
     with new_directory(result) as directory:
         model.save_pretrained(str(directory))
         copy_tokenizer(base.tokenizer_directory, directory)

@@ -10,7 +10,6 @@ from trl.trainer.rloo_config import RLOOConfig as RlooArguments
 from trl.trainer.rloo_trainer import RLOOTrainer as TrlRlooTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from griffinlm.checkpoint.new_directory import require_free
 from griffinlm.evaluate.documents import DocumentError
 from griffinlm.hf import GriffinForCausalLM
 from griffinlm.language_model import LanguageModel
@@ -19,16 +18,13 @@ from griffinlm.train.alignment.config import RlooConfig
 from griffinlm.train.alignment.judge import Judge
 from griffinlm.train.alignment.reward_model import RewardModel
 from griffinlm.train.alignment.rollouts import Rollouts, shared_engine
-from griffinlm.train.alignment.rows import Prompt, Split, parse_prompt, read_split
-from griffinlm.train.alignment.run import MODEL, checkpoints_of, facts_of, run_to_end
+from griffinlm.train.alignment.rows import Prompt, Split, parse_prompt
+from griffinlm.train.alignment.run import checkpoints_of, facts_of, run_to_end, write_policy
 from griffinlm.train.base import (
     Base,
     TuningOutcome,
-    as_train_error,
-    open_base,
     prepare_libraries,
     tokenizer_for_trl,
-    write_model,
 )
 from griffinlm.train.errors import TrainError
 from griffinlm.train.sharding import rank
@@ -90,15 +86,8 @@ def train_rloo(config: RlooConfig, report: Callable[[DocumentError], None] | Non
         GriffinError: data, tokenizer or models cannot be used, the output is taken, was made by another run or cannot
             be written, or the loss is no number any more.
     """
-    result = config.output / MODEL
-    require_free(result)
-    base = open_base(config.model)
-    prompts = read_split(
-        config, base.tokenizer, parse_prompt, config.data.row_tokens - config.max_answer_tokens, report
-    )
-    with as_train_error(config.output):
-        trainer = build_trainer(config, base, prompts)
-        return run_to_end(trainer, prompts, result, lambda model: write_model(base.checkpoint, model, result))
+    most_tokens = config.data.row_tokens - config.max_answer_tokens
+    return run_to_end(config, parse_prompt, most_tokens, build_trainer, write_policy, report)
 
 
 def build_trainer(config: RlooConfig, base: Base, prompts: Split[Prompt]) -> RlooTrainer:

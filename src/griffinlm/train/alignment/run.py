@@ -7,9 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from griffinlm.train.alignment.config import AlignmentConfig
-from griffinlm.train.alignment.rows import Split
-from griffinlm.train.base import Base, TuningOutcome
+from griffinlm.checkpoint.new_directory import require_free
+from griffinlm.evaluate.documents import DocumentError
+from griffinlm.train.alignment.config import AlignmentConfig, Config
+from griffinlm.train.alignment.rows import Parse, Row, Split, read_split
+from griffinlm.train.base import Base, TuningOutcome, as_train_error, open_base, write_model
 from griffinlm.train.checkpoints import Checkpoints
 from griffinlm.train.tuning_trainer import CHECKPOINTS, TunedTrainer
 
@@ -52,16 +54,38 @@ def checkpoints_of(config: AlignmentConfig) -> Checkpoints:
     return Checkpoints(config.output / CHECKPOINTS, 1 if saving is None else saving.num_kept)
 
 
-def run_to_end(trainer: TunedTrainer, rows: Split[Any], result: Path, write: Callable[[Any], None]) -> TuningOutcome:
-    """Trains, from the last checkpoint where there is one, and writes the result.
+def write_policy(base: Base, model: Any, result: Path) -> None:
+    """Writes trained weights as a model directory beside which the base's tokenizer stands."""
+    write_model(base.checkpoint, model, result)
+
+
+def run_to_end(
+    config: Config,
+    parse: Parse[Row],
+    most_tokens: int,
+    build_trainer: Callable[[Config, Base, Split[Row]], TunedTrainer],
+    write: Callable[[Base, Any, Path], object],
+    report: Callable[[DocumentError], None] | None,
+) -> TuningOutcome:
+    """Reads model and rows, trains, from the last checkpoint where there is one, and writes the result.
 
     Args:
-        write: given the trained model; called in the first process alone.
+        parse, most_tokens, report: as in `read_split`.
+        write: given the base, the trained model and the directory of the result; called in the first process alone.
 
     Raises:
-        GriffinError: the last checkpoint is damaged or another run's, a file cannot be written, or the loss is no
-            number any more.
+        GriffinError: data, tokenizer or models cannot be used, the output is taken, was made by another run or cannot
+            be written, the last checkpoint is damaged, or the loss is no number any more.
     """
+    result = config.output / MODEL
+    require_free(result)
+    base = open_base(config.model)
+    rows = read_split(config, base.tokenizer, parse, most_tokens, report)
+    with as_train_error(config.output):
+        return _train(build_trainer(config, base, rows), rows, result, lambda model: write(base, model, result))
+
+
+def _train(trainer: TunedTrainer, rows: Split[Any], result: Path, write: Callable[[Any], object]) -> TuningOutcome:
     last = trainer.last_checkpoint()
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
     if trainer.is_world_process_zero():
