@@ -1,8 +1,9 @@
 """Pairs of answers of which one is better, for the reward models of eyas, and requests for its policy.
 
-    python recipes/eyas_preferences.py DATA WORK
+    python recipes/eyas_preferences.py DATA WORK [--policy eyas-it]
 
-DATA holds pretrain/, sft/ and preference/. WORK gets first.jsonl and second.jsonl, two disjoint halves for two reward
+DATA holds pretrain/, sft/ and preference/. Besides pairs of people's and pairs made by damaging what is right, there
+are answers that the policy itself gives, against the right ones: its faults are those that it can mend. WORK gets first.jsonl and second.jsonl, two disjoint halves for two reward
 models, and held_out.jsonl; prompts.jsonl and held_out_prompts.jsonl for the policy. What the user says first decides
 where a row goes, so no opening stands on two sides; a row says which kind of pair it is.
 """
@@ -20,11 +21,19 @@ from corpus import documents, rows
 from eyas_tasks import FRENCH, Stories, common_words
 from text_rules import missing_words, sentences, words
 
+import griffinlm
+from griffinlm.train.alignment.rollouts import Rollouts
+from griffinlm.train.alignment.rows import parse_prompt
+
 SEED = 0
 HELD_OUT_SHARE = 0.1
 """Of the openings."""
-MOST_HELPFUL, MOST_TRANSLATIONS = 1500, 3000
-"""Pairs of these sources; of stories all are taken."""
+MOST_HELPFUL, MOST_STORIES, MOST_TRANSLATIONS = 1000, 2000, 1500
+MOST_OWN = 2000
+"""Pairs with answers of the policy, of stories and of translations each."""
+MOST_OWN_SENTENCES = 4
+MOST_OWN_TOKENS = 64
+PROMPTS_AT_ONCE = 8
 LONGEST_PAIR_CHARACTERS = 700
 """Of the prompt and the longer answer, so that a small model reads many pairs in minutes."""
 PROMPTS_OF_EACH_TASK = 1500
@@ -140,13 +149,43 @@ def translation_pairs(data: Path, draw: random.Random) -> Iterator[dict]:
             yield pair(kind, FRENCH + english, french, wrong)
 
 
-def all_pairs(data: Path) -> list[dict]:
+def own_pairs(data: Path, policy: str, draw: random.Random) -> Iterator[dict]:
+    """Beginnings of stories and translations against what the policy answers to the same requests."""
+    texts = story_texts(data)
+    stories = Stories(common_words(texts))
+    beginnings = [
+        ("own story", *(message["content"] for message in row["messages"]))
+        for text in draw.sample(texts, len(texts))
+        for row in stories.requests(text)
+        if (row["check"]["num_sentences"] or MOST_OWN_SENTENCES + 1) <= MOST_OWN_SENTENCES
+    ]
+    pairs = english_french(data, draw)
+    translations = [("own translation", FRENCH + english, french) for english, french in pairs[:MOST_OWN]]
+    asked = [*beginnings[:MOST_OWN], *translations]
+    model = griffinlm.load(policy)
+    rollouts = Rollouts(model, MOST_OWN_TOKENS, temperature=1.0)
+    for start in range(0, len(asked), PROMPTS_AT_ONCE):
+        group = asked[start : start + PROMPTS_AT_ONCE]
+        prompts = [parse_prompt({"prompt": request}, model.tokenizer)[1].tokens for _, request, _ in group]
+        for (kind, request, right), (own,) in zip(group, rollouts.ends(prompts, 1, f"{SEED} {start}"), strict=True):
+            # An answer that was cut off would be told by its end alone, and there are such pairs already.
+            right, wrong = " ".join(right.split()), " ".join(own.text.split())
+            if own.finish_reason == "stop" and wrong and wrong != right:
+                yield pair(kind, request, right, wrong)
+
+
+def all_pairs(data: Path, policy: str) -> list[dict]:
     """In an order of chance that is always the same."""
     draw = random.Random(SEED)
-    helpful = [row for row in helpful_pairs(data) if num_characters(row) <= LONGEST_PAIR_CHARACTERS]
-    found = draw.sample(helpful, min(MOST_HELPFUL, len(helpful)))
-    found += [*story_pairs(data, draw), *translation_pairs(data, draw)]
-    return draw.sample(short := [row for row in found if num_characters(row) <= LONGEST_PAIR_CHARACTERS], len(short))
+    found = list(own_pairs(data, policy, draw))
+    for of_source, most in (
+        (helpful_pairs(data), MOST_HELPFUL),
+        (story_pairs(data, draw), MOST_STORIES),
+        (translation_pairs(data, draw), MOST_TRANSLATIONS),
+    ):
+        short = [row for row in of_source if num_characters(row) <= LONGEST_PAIR_CHARACTERS]
+        found += draw.sample(short, min(most, len(short)))
+    return draw.sample(found, len(found))
 
 
 def num_characters(row: dict) -> int:
@@ -183,9 +222,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path)
+    parser.add_argument("--policy", default="eyas-it", help="the model whose own answers are the worse ones")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    found = [(place(opening(row)), row) for row in all_pairs(arguments.data)]
+    found = [(place(opening(row)), row) for row in all_pairs(arguments.data, arguments.policy)]
     middle = (1 + HELD_OUT_SHARE) / 2
     write(arguments.work / "first.jsonl", (row for at, row in found if HELD_OUT_SHARE <= at < middle))
     write(arguments.work / "second.jsonl", (row for at, row in found if at >= middle))

@@ -10,6 +10,8 @@ A model of 12 million parameters on a GPU that is lent for some minutes at a tim
 
     python recipes/train_eyas.py DATA WORK --width 320 --num-layers 9 --device cuda --batch-rows 64 --minutes 9 \
         --stable-steps 8000 --anneal-steps 1500 --shard-bytes 15000000 --compile
+
+--architecture trains Hawk or the multi-query transformer with as many parameters, to compare with.
 """
 
 import argparse
@@ -32,6 +34,7 @@ from griffinlm.checkpoint.store import SHARD_BYTES
 from griffinlm.config import ModelConfig
 from griffinlm.model import Griffin
 from griffinlm.model.state import to_array
+from griffinlm.presets import GRIFFIN_PATTERN, HAWK_PATTERN, TRANSFORMER_PATTERN
 
 SEQUENCE_TOKENS = 1024
 SEED = 0
@@ -40,6 +43,7 @@ MATRIX_LEARNING_RATE = 0.02
 OTHER_LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.05
 
+ARCHITECTURES = {"griffin": GRIFFIN_PATTERN, "hawk": HAWK_PATTERN, "transformer": TRANSFORMER_PATTERN}
 ROLES = {"user": "user", "assistant": "model"}
 
 STABLE_MIX = {
@@ -200,6 +204,24 @@ def configuration(preset: str, width: int | None, num_layers: int | None) -> Mod
     return found if num_layers is None else replace(found, num_layers=num_layers)
 
 
+def with_architecture(found: ModelConfig, architecture: str) -> ModelConfig:
+    """The same with other blocks; the width of its MLP makes up for their parameters, to a multiple of 8.
+
+    The transformer's attention is global.
+    """
+    if architecture == "griffin":
+        return found
+    assert found.attention is not None
+    config = replace(
+        found,
+        block_pattern=ARCHITECTURES[architecture],
+        recurrent=found.recurrent if architecture == "hawk" else None,
+        attention=replace(found.attention, window_tokens=None) if architecture == "transformer" else None,
+    )
+    sizes = (replace(config, mlp_hidden=mlp_hidden) for mlp_hidden in range(8, 2 * found.mlp_hidden, 8))
+    return min(sizes, key=lambda size: abs(size.num_parameters - found.num_parameters))
+
+
 def arguments_of_run() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
@@ -207,6 +229,7 @@ def arguments_of_run() -> argparse.Namespace:
     parser.add_argument("--preset", default="eyas")
     parser.add_argument("--width", type=int, help="instead of the preset's; a multiple of 64")
     parser.add_argument("--num-layers", type=int, help="instead of the preset's")
+    parser.add_argument("--architecture", choices=ARCHITECTURES, default="griffin")
     parser.add_argument("--batch-rows", type=int, default=8)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop with a checkpoint after so long")
@@ -246,7 +269,8 @@ def main() -> None:
     files = {s: token_file(arguments.data, work, s, tokenizer) for s in (*PRETRAIN_SOURCES, "chat")}
     stable, anneal = (Mixture(files, mix, bos, arguments.batch_rows) for mix in (STABLE_MIX, ANNEAL_MIX))
     held_out = held_out_texts(arguments.data, work)
-    model = initial_model(configuration(arguments.preset, arguments.width, arguments.num_layers), device)
+    config = configuration(arguments.preset, arguments.width, arguments.num_layers)
+    model = initial_model(with_architecture(config, arguments.architecture), device)
     steppers = optimizers(model)
     rates = [[group["lr"] for group in stepper.param_groups] for stepper in steppers]
     first, checkpoint = 0, work / "checkpoint.pt"
