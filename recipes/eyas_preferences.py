@@ -3,9 +3,10 @@
     python recipes/eyas_preferences.py DATA WORK [--policy eyas-it]
 
 DATA holds pretrain/, sft/ and preference/. Besides pairs of people's and pairs made by damaging what is right, there
-are answers that the policy itself gives, against the right ones: its faults are those that it can mend. WORK gets first.jsonl and second.jsonl, two disjoint halves for two reward
-models, and held_out.jsonl; prompts.jsonl and held_out_prompts.jsonl for the policy. What the user says first decides
-where a row goes, so no opening stands on two sides; a row says which kind of pair it is.
+are answers that the policy itself gives, against the right ones: its faults are those that it can mend. WORK gets
+first.jsonl and second.jsonl, two disjoint halves for two reward models, and held_out.jsonl; prompts.jsonl and
+held_out_prompts.jsonl for the policy. What the user says first decides where a row goes, so no opening stands on two
+sides; a row says which kind of pair it is.
 """
 
 import argparse

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from baseline_models import Size, baseline
 from baselines import kept, mean_and_spread
+from safetensors.numpy import load_file
 
 from griffinlm.checkpoint import open_checkpoint, write_checkpoint
 from griffinlm.config import ModelConfig, RecursionConfig
@@ -44,6 +45,7 @@ from griffinlm.train.config import (
     StageConfig,
 )
 from griffinlm.train.data.pack import PackOptions, pack
+from griffinlm.train.prefix import PREFIX_FILE
 from griffinlm.train.pretrain import pretrain
 from griffinlm.train.trainer import LOG_FILE
 
@@ -64,11 +66,13 @@ class Row:
     recursion: Recursion | None = None
     is_distilled: bool = False
     """Whether it learns from the model of the row `full`, too."""
+    prefix_tokens: int | None = None
+    """As in `PretrainConfig`."""
 
 
-def _loops(init: str, rank: int = 0, low_rank: str = "svd", *, is_distilled: bool = False) -> Row:
+def _loops(init: str, rank: int = 0, low_rank: str = "svd", **learning: Any) -> Row:
     # The paper shares everything, norms included.
-    return Row("recursive", Recursion(NUM_LOOPS, init, rank, "all", low_rank), is_distilled)  # pyright: ignore[reportArgumentType]
+    return Row("recursive", Recursion(NUM_LOOPS, init, rank, "all", low_rank), **learning)  # pyright: ignore[reportArgumentType]
 
 
 ROWS = {
@@ -83,6 +87,8 @@ ROWS = {
     "average, rank 32 from zero": _loops("average", 32, "zero"),
     "stepwise, distilled": _loops("stepwise", is_distilled=True),
     "average, rank 32, distilled": _loops("average", 32, is_distilled=True),
+    "stepwise, prefix 32": _loops("stepwise", prefix_tokens=32),
+    "average, prefix 32": _loops("average", prefix_tokens=32),
 }
 PAPER = (
     ("full", "average, rank 32"),
@@ -95,9 +101,12 @@ PAPER = (
     ("average, rank 32", "average, rank 32 from zero"),
     ("stepwise, distilled", "stepwise"),
     ("average, rank 32, distilled", "average, rank 32"),
+    ("stepwise, prefix 32", "stepwise"),
+    ("average, prefix 32", "average"),
+    ("average, rank 8", "average, prefix 32"),
 )
-"""Pairs of rows of which the first is the better one in the paper (Gemma-2B: tables G.2 and I.2; the reduced model with
-inherited layers: table F.3)."""
+"""Pairs of rows of which the first is the better one in the paper (Gemma-2B: tables G.2, H.1 and I.2; the reduced model
+with inherited layers: table F.3)."""
 
 
 @dataclass(frozen=True)
@@ -217,16 +226,25 @@ def train_row(kind: str, name: str, seed: int, work: Path, scale: Scale) -> dict
     model = start(row, base, output.with_name(f"{output.name}-start"))
     learning = {"teacher": folder / "full" / "model", "teacher_share": TEACHER_SHARE} if row.is_distilled else {}
     if not (output / "model").exists():
-        pretrain(run_config(work, scale, name, model, seed, output=output, **learning))
+        pretrain(run_config(work, scale, name, model, seed, output=output, prefix_tokens=row.prefix_tokens, **learning))
     entries = [json.loads(line) for line in (output / LOG_FILE).read_text(encoding="utf-8").splitlines()]
     logged = {key: value for entry in entries for key, value in entry.items()}
     config = open_checkpoint(output / "model").config
+    num_parameters = config.num_parameters
+    if row.prefix_tokens is not None:
+        num_parameters += num_prefix_parameters(output / PREFIX_FILE, row.prefix_tokens)
     return {
-        "parameters": config.num_parameters,
-        "not_embedding": config.num_parameters - config.num_embedding_parameters,
+        "parameters": num_parameters,
+        "not_embedding": num_parameters - config.num_embedding_parameters,
         "tokens": scale.steps * scale.batch_rows * scale.row_tokens,
         "bits_per_byte": round(logged[f"eval_{SOURCE}_bits_per_byte"], 4),
     }
+
+
+def num_prefix_parameters(path: Path, num_tokens: int) -> int:
+    """Numbers of a prefix: those of its state that can be seen, which leaves out the slots of a ring behind it."""
+    blocks = {name: array for name, array in load_file(path).items() if name not in ("num_tokens", "pending")}
+    return sum((a[:, :num_tokens] if n.endswith((".keys", ".values")) else a).size for n, a in blocks.items())
 
 
 def measure(data: Path, work: Path, num_seeds: int, scale: Scale) -> list[dict[str, Any]]:

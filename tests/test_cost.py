@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from griffinlm.config import AttentionConfig, ModelConfig, RecurrentConfig, RecursionConfig
 from griffinlm.cost import (
+    Losses,
     num_visible_pairs,
     reading_operations,
     training_memory,
@@ -21,6 +22,10 @@ from griffinlm.cost import (
 )
 from griffinlm.model import Griffin
 from griffinlm.presets import PRESETS
+from griffinlm.train.distillation import Distillation
+from griffinlm.train.estimate import losses_of
+from griffinlm.train.exits import ExitObjective
+from griffinlm.train.exits_config import ExitsConfig
 from griffinlm.train.objective import Objective
 
 TINY = ("tiny-griffin", "tiny-hawk", "tiny-gemma")
@@ -79,6 +84,42 @@ def test_training_operations_equal_those_that_torch_counts(name, num_tokens):
     found = counted(lambda: model(tokens, positions, tokens)["loss"].backward())
     excess = 3 * attention_excess(config, num_tokens)
     assert found == training_operations(config, num_tokens, recompute=False) + excess
+
+
+@pytest.mark.parametrize("has_teacher", [False, True])
+@pytest.mark.parametrize("loss", ["weighted", "aggressive"])
+@pytest.mark.parametrize("name", RECURSIVE)
+def test_operations_of_training_exits_equal_those_that_torch_counts(name, loss, has_teacher):
+    config, exits, num_tokens = RECURSIVE[name], ExitsConfig(loss), 30
+    teacher = dataclasses.replace(config, width=24, recursion=None) if has_teacher else None
+    inner = Objective(Griffin(config), 7)
+    if teacher is not None:
+        inner = Distillation(inner.griffin, Griffin(teacher), 7, 0.5)
+    model, tokens = ExitObjective(inner, exits, 10), torch.zeros(1, num_tokens, dtype=torch.int64)
+    found = counted(lambda: model(tokens, torch.arange(num_tokens)[None], tokens)["loss"].backward())
+    excess = 3 * attention_excess(config, num_tokens)
+    excess += 0 if teacher is None else attention_excess(teacher, num_tokens)
+    losses = losses_of(exits, config, teacher)
+    assert losses.num_exits == 1
+    assert found == training_operations(config, num_tokens, recompute=False, losses=losses) + excess
+
+
+def test_the_head_asks_behind_every_loop_but_the_last_whether_tokens_leave():
+    config = dataclasses.replace(RECURSIVE["recursive griffin"], num_layers=9, recursion=RecursionConfig(3))
+    assert losses_of(ExitsConfig("weighted", skips=True), config, None) == Losses(num_exits=2, num_asked=2)
+    assert losses_of(ExitsConfig("aggressive", skips=True), config, None) == Losses(num_exits=2, num_asked=4)
+
+
+def test_a_teacher_and_exits_add_to_the_memory_what_they_keep():
+    config, teacher = RECURSIVE["recursive griffin"], PRESETS["tiny-griffin"]
+    plain = training_memory(config, 2, 32, "float32", loss_chunk_tokens=16)
+    taught = training_memory(config, 2, 32, "float32", loss_chunk_tokens=16, losses=Losses(2, 2, teacher, 3))
+    assert plain.teacher == 0
+    assert taught.teacher == 4 * teacher.num_parameters
+    # Two more gradients of the head, and the logits of a chunk that are learned.
+    assert taught.logits - plain.logits == 4 * config.vocab_size * (2 * config.width + 16)
+    assert taught.activations - plain.activations == 2 * 32 * 3 * 4 * config.width * 2
+    assert taught[:4] == plain[:4]
 
 
 def test_recurrentgemma_2b_reads_a_token_with_twice_its_parameters_and_its_windows():

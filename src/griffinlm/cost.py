@@ -55,16 +55,40 @@ def num_visible_pairs(row_tokens: int, window_tokens: int | None) -> int:
     return full * (full + 1) // 2 + (row_tokens - full) * full
 
 
-def training_operations(config: ModelConfig, row_tokens: int, recompute: bool) -> int:
+class Losses(NamedTuple):
+    """What a step's loss takes beside the head at full depth."""
+
+    num_exits: int = 0
+    """Places before full depth where the head gives a loss, too; steps count as if each trained all."""
+    num_asked: int = 0
+    """Passes of the head that have no gradient: for what an exit learns from full depth, or whether a token leaves."""
+    teacher: ModelConfig | None = None
+    """A model that reads the same tokens, and whose head gives what every loss learns."""
+    num_taught: int = 0
+    """Losses that learn from the teacher."""
+
+
+ONE_LOSS = Losses()
+
+
+def training_operations(config: ModelConfig, row_tokens: int, recompute: bool, losses: Losses = ONE_LOSS) -> int:
     """Operations of forward and backward pass over one document: three times reading, and what is computed again.
 
-    `recompute` adds the blocks, but for their last product, before which torch stops.
+        3 (blocks + attention + (1 + num_exits) head) + num_asked head
+        + blocks + attention of the teacher + num_taught of its head
+
+    `recompute` adds the blocks, but for their last product, before which torch stops. Layers that are left out by
+    chance, and tokens that leave, count as read.
     """
     reading = reading_operations(config, row_tokens)
+    operations = 3 * reading.total + (3 * losses.num_exits + losses.num_asked) * reading.head
+    if losses.teacher is not None:
+        told = reading_operations(losses.teacher, row_tokens)
+        operations += told.blocks + told.attention + losses.num_taught * told.head
     if not recompute:
-        return 3 * reading.total
+        return operations
     last_products = 2 * row_tokens * config.num_layers * config.mlp_hidden * config.width
-    return 3 * reading.total + reading.blocks + reading.attention - last_products
+    return operations + reading.blocks + reading.attention - last_products
 
 
 class TrainingMemory(NamedTuple):
@@ -78,7 +102,10 @@ class TrainingMemory(NamedTuple):
     """Parameters that are whole for a while: copies in bfloat16 on one device, gathered units on several."""
     activations: int
     logits: int
-    """Those of a chunk, which become their own gradient, and the head's part of the embedding's gradient."""
+    """Those of a chunk, which become their own gradient, and of every loss the head's part of the embedding's
+    gradient."""
+    teacher: int
+    """Weights of the model that is learned from."""
 
     @property
     def total(self) -> int:
@@ -93,6 +120,7 @@ def training_memory(
     num_devices: int = 1,
     recompute: bool = False,
     loss_chunk_tokens: int = 2048,
+    losses: Losses = ONE_LOSS,
 ) -> TrainingMemory:
     """Memory of `griffin train pretrain` on each of `num_devices`.
 
@@ -110,16 +138,20 @@ def training_memory(
     kept = sum(blocks)
     if recompute:
         kept = FLOAT32_BYTES * config.width * len(blocks) + max(blocks)
-    around = 3 * FLOAT32_BYTES * config.width
+    around = 3 * FLOAT32_BYTES * config.width * (1 + losses.num_exits)
     chunk = min(loss_chunk_tokens, num_tokens)
     logit_bytes = FLOAT32_BYTES + (0 if element == FLOAT32_BYTES else 2 * element)
+    if losses.num_asked or losses.num_taught:
+        logit_bytes += FLOAT32_BYTES
+    head_gradients = FLOAT32_BYTES * config.width * (1 + losses.num_exits)
     return TrainingMemory(
         weights=FLOAT32_BYTES * share,
         gradients=FLOAT32_BYTES * share,
         optimizer=ADAM_MOMENTS * FLOAT32_BYTES * share,
         gathered=_gathered(config, element, num_devices),
         activations=num_tokens * (kept + around + max(blocks)),
-        logits=config.vocab_size * (chunk * logit_bytes + FLOAT32_BYTES * config.width),
+        logits=config.vocab_size * (chunk * logit_bytes + head_gradients),
+        teacher=0 if losses.teacher is None else FLOAT32_BYTES * losses.teacher.num_parameters,
     )
 
 

@@ -1,5 +1,6 @@
 """Finding a model and making it ready to run, on the engine that can do what is asked for."""
 
+import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ import numpy as np
 
 from griffinlm.checkpoint import Checkpoint, CheckpointError, open_checkpoint, pull, quantized_copy
 from griffinlm.checkpoint.adapter import AdapterTerms, LowRankAdapter, read_low_rank
-from griffinlm.checkpoint.exits import read_exits
+from griffinlm.checkpoint.exits import Exits, read_exits
 from griffinlm.errors import GriffinError
 from griffinlm.executor import Engine
 from griffinlm.generation.exits import ExitingEngine
@@ -57,8 +58,8 @@ def load(
             as PEFT writes it, or a tuned initial state, which is the file of a state of this model.
         num_guesses: tokens that the first loop of a recursive model guesses, for the whole model to check them in one
             go; answers are the same, but for logits as near as rounding (docs/numerics.md). None guesses nothing.
-        early_exit: whether tokens leave the loops of a recursive model early, where the exits in its directory let them
-            (torch); the model must have been trained to skip.
+        early_exit: whether tokens leave the loops of a recursive model early, where the exits in its directory let
+            them; the model must have been trained to skip. Its states are not those of the model without exits.
 
     Raises:
         GriffinError: no such model, damaged files, not enough memory, a combination that no engine has, or an adapter
@@ -75,22 +76,26 @@ def load(
     if early_exit and num_guesses is not None:
         raise LoadError("tokens can be guessed or leave early, not both")
     if engine == "auto":
-        engine = "torch" if early_exit or device != "cpu" or "bfloat16" in (weights, window_dtype) else "onnx"
+        engine = "torch" if device != "cpu" or "bfloat16" in (weights, window_dtype) else "onnx"
     checkpoint = open_checkpoint(find_model(path_or_name))
     paths = {name: _adapter_path(name, path) for name, path in (adapters or {}).items()}
     low_rank = {name: read_low_rank(path, checkpoint.config) for name, path in paths.items() if path.is_dir()}
     terms = {name: low_rank[name].terms if name in low_rank else {} for name in paths}
     if engine == "torch":
+        exits = _exits_of(checkpoint) if early_exit else None
         built = _torch_engine(checkpoint, device, weights or "float32", window_dtype, threads, terms, num_guesses)
-        if early_exit:
-            built = _with_exits(checkpoint, built)
+        if exits is not None:
+            built = _torch_with_exits(built, exits)
     else:
-        if early_exit:
-            raise LoadError("tokens leave early on engine torch only", hint="--engine torch")
         if device != "cpu":
             raise LoadError(f"device is {device!r}; engine onnx runs on the cpu", hint="--engine torch")
+        exits = _exits_of(checkpoint) if early_exit else None
+        if exits is not None and any(terms.values()):
+            raise LoadError("low-rank adapters have no early exits on engine onnx", hint="--engine torch")
         checkpoint = with_weights(checkpoint, weights)
         built = _onnx_engine(checkpoint, window_dtype, threads, terms)
+        if exits is not None:
+            built = _onnx_with_exits(checkpoint, built, threads, exits)
         if num_guesses is not None:
             built = _onnx_speculating(checkpoint, built, threads, num_guesses)
     tokenizer = None
@@ -99,11 +104,12 @@ def load(
         if tokenizer.vocab_size > checkpoint.config.vocab_size:
             size = checkpoint.config.vocab_size
             raise LoadError(f"the tokenizer has {tokenizer.vocab_size} tokens; the model's vocabulary has {size}")
-    model = LanguageModel(built, tokenizer, checkpoint.digest)
+    digest = checkpoint.digest if exits is None else partial(_digest_with_exits, checkpoint, exits)
+    model = LanguageModel(built, tokenizer, digest)
     if not paths:
         return model
     loaded = {name: _loaded_adapter(path, low_rank.get(name), model) for name, path in paths.items()}
-    return LanguageModel(built, tokenizer, checkpoint.digest, loaded)
+    return LanguageModel(built, tokenizer, digest, loaded)
 
 
 def bundled_models() -> list[str]:
@@ -210,18 +216,38 @@ def _onnx_speculating(checkpoint: Checkpoint, engine: Engine, threads: int | Non
     return SpeculatingEngine(engine, partial(OnnxDraftingExecutor, engine, session), num_guesses)
 
 
-def _with_exits(checkpoint: Checkpoint, engine: Engine) -> Engine:
-    """The torch engine of a model that skips, whose tokens leave where the probe of its exits lets them."""
-    from griffinlm.model.engine import TorchEngine
-    from griffinlm.model.exits import ProbeRule
-    from griffinlm.model.skipping import TorchSkippingExecutor
-
-    assert isinstance(engine, TorchEngine)
+def _exits_of(checkpoint: Checkpoint) -> Exits:
+    """The exits of a model that skips."""
     if not checkpoint.config.skips:
         raise LoadError(f"{checkpoint.path} was not trained to do without the tokens that leave its loops early")
     exits = read_exits(checkpoint.path, checkpoint.config)
     if exits is None:
         raise LoadError(f"{checkpoint.path} does not say when tokens may leave early", hint="griffin exits finds it")
+    return exits
+
+
+def _digest_with_exits(checkpoint: Checkpoint, exits: Exits) -> str:
+    """Of weights that tokens pass in part: other exits leave other states."""
+    return hashlib.sha256(f"{checkpoint.digest()} {exits.digest()}".encode()).hexdigest()
+
+
+def _onnx_with_exits(checkpoint: Checkpoint, engine: Engine, threads: int | None, exits: Exits) -> Engine:
+    """The engine of a model that skips, whose tokens leave where its exits let them."""
+    from griffinlm.edge.engine import OnnxEngine
+    from griffinlm.edge.skipping import OnnxSkippingExecutor, loop_sessions
+
+    assert isinstance(engine, OnnxEngine)
+    sessions = loop_sessions(checkpoint, engine.window_dtype, threads)
+    return ExitingEngine(engine, partial(OnnxSkippingExecutor, engine, sessions, exits))
+
+
+def _torch_with_exits(engine: Engine, exits: Exits) -> Engine:
+    """The same on torch."""
+    from griffinlm.model.engine import TorchEngine
+    from griffinlm.model.exits import ProbeRule
+    from griffinlm.model.skipping import TorchSkippingExecutor
+
+    assert isinstance(engine, TorchEngine)
     return ExitingEngine(engine, partial(TorchSkippingExecutor, engine, exit_rule=ProbeRule(engine.model, exits)))
 
 

@@ -51,7 +51,7 @@ class Fingerprint:
     """What a state belongs to. Two models may exchange states exactly where their fingerprints are equal."""
 
     weights: str
-    """Digest of the source weights and of the configuration they run in."""
+    """Digest of the source weights, of the configuration they run in, and of the exits where tokens leave early."""
     precision: str
     window_dtype: str
     tokenizer: str
@@ -266,7 +266,7 @@ class Sealed(NamedTuple):
             found = ", ".join(f"{name} {found} instead of {wanted}" for name, found, wanted in pairs)
             raise StateError(
                 f"{what} belongs to another model: {found}",
-                hint="load it with the model, precision, window type and adapter it was saved with",
+                hint="load it with the model, precision, window type, exits and adapter it was saved with",
             )
 
 

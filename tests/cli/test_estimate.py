@@ -33,6 +33,27 @@ def test_plain_output_says_what_is_assumed(griffin):
         assert words in run.out
 
 
+def test_loops_exits_and_a_teacher_are_told_and_cost(griffin, tmp_path, tiny_model_directory):
+    run = (
+        f"output = 'out'\ntokenizer = '{tiny_model_directory}'\nbatch_rows = 2\n"
+        "model = {preset = 'tiny-griffin', vocab_size = 288, num_layers = 6, recursion = {num_loops = 2}}\n"
+        "data = {row_tokens = 24}\noptimizer = {learning_rate = 1e-2}\ncheckpoints = {every_steps = 2}\n"
+        "sources = {a = {files = ['a.jsonl']}}\nstages = [{steps = 4, mixture = {a = 1}}]\n"
+    )
+    (tmp_path / "plain.toml").write_text(run)
+    exits = f"exits = {{loss = 'weighted', skips = true}}\nteacher = '{tiny_model_directory}'\n"
+    (tmp_path / "exits.toml").write_text(exits + run)
+    plain, found = (griffin("estimate", tmp_path / f"{name}.toml", "--json").json for name in ("plain", "exits"))
+    assert (plain["recursion"]["loops"], plain["exits"], plain["teacher_parameters"]) == (2, 0, None)
+    assert found["exits"] == 1
+    flops = found["flops_per_token"]
+    # A loss and a look behind the exit, and a teacher that reads and tells of both losses; it is half as deep.
+    assert flops["training_kept"] - plain["flops_per_token"]["training_kept"] > (3 + 1 + 2) * flops["head"]
+    text = griffin("estimate", tmp_path / "exits.toml").out
+    for words in ("2 loops through 3 layers", "a loss behind 1, beside that of full depth", "teacher     "):
+        assert words in text
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_can_be_estimated(griffin, preset):
     run = griffin("estimate", preset, "--batch", "1", "--row-tokens", "512", "--device", "a100")

@@ -1,11 +1,16 @@
 """griffin info: exact sizes, as published."""
 
+import dataclasses
+import math
 import sys
 
+import numpy as np
 import pytest
 
 import griffinlm
-from griffinlm.checkpoint import open_checkpoint
+from griffinlm.checkpoint import initial_tensors, open_checkpoint, write_checkpoint
+from griffinlm.checkpoint.exits import EXITS_FILE, Exits, write_exits
+from griffinlm.config import RecursionConfig
 from griffinlm.presets import PRESETS
 
 
@@ -50,6 +55,7 @@ def test_a_model_directory_has_format_tokenizer_types_and_digest(griffin, tiny_m
         "types": ["float32"],
         "bytes": 4 * PRESETS["tiny-griffin"].num_parameters + 4 * 32 * (288 - 259),
         "quantization": None,
+        "exits": None,
         "digest": open_checkpoint(tiny_model_directory).digest(),
         "tokenizer": {"vocab_size": model.tokenizer.vocab_size, "digest": model.tokenizer.digest},
     }
@@ -88,3 +94,18 @@ def test_an_unknown_name_is_refused_with_the_presets(griffin):
     assert run.status == 2
     assert "nowhere" in run.err.splitlines()[0]
     assert all(preset in run.err.splitlines()[1] for preset in PRESETS)
+
+
+def test_exits_in_a_models_directory_are_told(griffin, tmp_path):
+    config = dataclasses.replace(PRESETS["tiny-griffin"], num_layers=9, recursion=RecursionConfig(3))
+    write_checkpoint(config, initial_tensors(config, 0), tmp_path / "looped", "griffinlm")
+    heads = np.ones((2, 4, config.width), np.float32), *(np.ones((2, 4), np.float32) for _ in range(2))
+    exits = Exits(*heads, np.zeros(2, np.float32), (0.25, math.inf), 0.9, (0.5, 0.0), 1234)
+    write_exits(tmp_path / "looped", exits)
+    found = griffin("info", tmp_path / "looped", "--json").json["checkpoint"]["exits"]
+    loops = [{"threshold": 0.25, "share": 0.5}, {"threshold": None, "share": 0.0}]
+    assert found == {"quality": 0.9, "tokens": 1234, "loops": loops}
+    told = "behind loop 1 from 0.2500 on (50.0%), behind loop 2 none leaves, 90% right, by 1,234 tokens"
+    assert told in griffin("info", tmp_path / "looped").out
+    (tmp_path / "looped" / EXITS_FILE).write_bytes(b"damaged")
+    assert "is damaged" in griffin.fails("info", tmp_path / "looped")

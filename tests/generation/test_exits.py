@@ -4,6 +4,7 @@ States:
 - on an executor without a model, answers = those said alone, in any company, cancelled anywhere and resumed;
 - a model that skips: answers = those of one slot and of depth-wise batching, a state has read all but the last token;
 - suspended in the middle of a token, an answer goes on as if it had never stopped;
+- states of a model with exits are not taken for those of the model without, or with other exits;
 - what cannot leave early is refused.
 """
 
@@ -13,13 +14,14 @@ import shutil
 
 import numpy as np
 import pytest
+from adapters import random_factors, write_adapter
 from fake_executor import FakeLoops, babble, said_alone, tokens_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 import griffinlm
 from griffinlm.checkpoint import initial_tensors, open_checkpoint, write_checkpoint
-from griffinlm.checkpoint.exits import EXITS_FILE, Exits, write_exits
+from griffinlm.checkpoint.exits import EXITS_FILE, Exits, read_exits, write_exits
 from griffinlm.errors import GriffinError
 from griffinlm.generation.answering import GenerationOptions
 from griffinlm.generation.depth import DepthScheduler
@@ -28,9 +30,10 @@ from griffinlm.generation.job import End, Job
 from griffinlm.generation.request import Request
 from griffinlm.generation.scheduler import Scheduler
 from griffinlm.generation.service import GenerationService
+from griffinlm.generation.store import StateStore
 from griffinlm.model.skipping import TorchSkippingExecutor
 from griffinlm.recursive import Recursion, write_recursive
-from griffinlm.state import State
+from griffinlm.state import State, StateError
 
 
 class FakeExits(FakeLoops):
@@ -86,9 +89,9 @@ def directory(tmp_path_factory, tiny_model_directory):
     return found
 
 
-@pytest.fixture(scope="module")
-def model(directory):
-    return griffinlm.load(directory, early_exit=True, threads=1)
+@pytest.fixture(scope="module", params=["onnx", "torch"])
+def model(directory, request):
+    return griffinlm.load(directory, engine=request.param, early_exit=True, threads=1)
 
 
 PROMPTS = ("the hawk", "over the sea and", "a")
@@ -143,8 +146,8 @@ def test_an_answer_suspended_in_the_middle_of_a_token_goes_on_as_if_it_had_never
     service.close()
 
 
-def test_a_token_taken_back_leaves_no_trace(model):
-    engine = model.engine._engine
+def test_a_token_taken_back_leaves_no_trace(directory):
+    engine = griffinlm.load(directory, engine="torch", threads=1).engine
     executor = TorchSkippingExecutor(engine, 2, None, lambda x, depth: depth > 2)
     executor.prefill([0, 1], np.asarray([range(3, 9), range(12, 18)]), None, "none")
     before = [executor.export_state(slot) for slot in (0, 1)]
@@ -157,11 +160,51 @@ def test_a_token_taken_back_leaves_no_trace(model):
             np.testing.assert_array_equal(array, before[slot][name])
 
 
+def test_states_with_and_without_exits_and_with_other_exits_never_meet(model, directory, tmp_path):
+    """In one store's directory, on the way through a file, and in a service that would go on from them."""
+    shutil.copytree(directory, tmp_path / "other")
+    exits = read_exits(directory, model.config)
+    assert exits is not None
+    write_exits(tmp_path / "other", dataclasses.replace(exits, thresholds=(0.6,)))
+    models = {
+        "exits": model,
+        "exits on torch": griffinlm.load(directory, engine="torch", early_exit=True),
+        "none": griffinlm.load(directory),
+        "others": griffinlm.load(tmp_path / "other", early_exit=True),
+    }
+    caps = {"memory_bytes": 1 << 20, "disk_bytes": 1 << 24}
+    stores = {name: StateStore(one, tmp_path / "store", **caps) for name, one in models.items()}
+    ids = [model.tokenizer.bos_id, *model.tokenizer.encode(PROMPTS[1])]
+    service = GenerationService(model, stores["exits"], num_slots=1)
+    service.submit(Job("one", ids, GenerationOptions.of({"seed": 5, "max_tokens": 4})))
+    events = []
+    while service.busy:
+        events += service.step()
+    kept = stores["exits"].get("one", events[-1].end_state_id)
+    state = State(kept.arrays, model.identity)
+    state.save(tmp_path / "state.safetensors")
+    for name, one in models.items():
+        found = stores[name].find_longest_prefix("one", [*kept.token_ids, 3])
+        assert (found is not None) == name.startswith("exits")
+        if name.startswith("exits"):
+            assert State.load(tmp_path / "state.safetensors", one).digest() == state.digest()
+        else:
+            with pytest.raises(StateError, match="belongs to another model: weights"):
+                State.load(tmp_path / "state.safetensors", one)
+            with pytest.raises(GriffinError, match="model"):
+                GenerationService(one, stores["exits"], num_slots=1)
+    service.close()
+    for store in stores.values():
+        store.close()
+
+
 def test_what_cannot_leave_early_is_refused(directory, tiny_model_directory, tmp_path):
+    config = open_checkpoint(directory).config
+    low_rank = write_adapter(tmp_path / "low-rank", config, random_factors(config, 0))
     with pytest.raises(GriffinError, match="was not trained to do without the tokens that leave"):
         griffinlm.load(tiny_model_directory, early_exit=True)
-    with pytest.raises(GriffinError, match="tokens leave early on engine torch only"):
-        griffinlm.load(directory, engine="onnx", early_exit=True)
+    with pytest.raises(GriffinError, match="low-rank adapters have no early exits on engine onnx"):
+        griffinlm.load(directory, early_exit=True, adapters={"one": low_rank})
     with pytest.raises(GriffinError, match="guessed or leave early, not both"):
         griffinlm.load(directory, early_exit=True, num_guesses=2)
     shutil.copytree(directory, tmp_path / "without")

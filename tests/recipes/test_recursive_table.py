@@ -78,6 +78,18 @@ def test_the_order_holds_where_it_does_for_all_seeds():
     assert "seeds differ" in tables(found)
 
 
+def test_a_prefix_counts_the_numbers_that_a_token_can_see(tmp_path: Path):
+    import numpy as np
+    from recursive_table import num_prefix_parameters
+    from safetensors.numpy import save_file
+
+    shapes = {"layers.0.hidden": (1, 6), "layers.0.convolution": (1, 3, 6), "layers.1.keys": (1, 8, 4)}
+    arrays = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    save_file({**arrays, "num_tokens": np.zeros(1, np.int64), "pending": np.zeros(1, np.int64)}, tmp_path / "prefix")
+    assert num_prefix_parameters(tmp_path / "prefix", 5) == 6 + 18 + 20
+    assert num_prefix_parameters(tmp_path / "prefix", 9) == 6 + 18 + 32
+
+
 @pytest.mark.slow
 def test_the_whole_table_runs_and_a_second_time_reads_what_it_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     from recursive_table import main
@@ -93,4 +105,4 @@ def test_the_whole_table_runs_and_a_second_time_reads_what_it_has(tmp_path: Path
     assert main(words) == 0
     assert capsys.readouterr().out == first
     (record,) = (tmp_path / "out").iterdir()
-    assert len(json.loads(record.read_text())["found"]) == 22
+    assert len(json.loads(record.read_text())["found"]) == 26

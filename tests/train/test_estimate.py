@@ -1,8 +1,10 @@
 """Estimates: what is read, and that time and memory follow from the counts."""
 
+import dataclasses
+
 import pytest
 
-from griffinlm.cost import training_memory, training_operations
+from griffinlm.cost import ONE_LOSS, training_memory, training_operations
 from griffinlm.presets import PRESETS
 from griffinlm.train.errors import TrainError
 from griffinlm.train.estimate import DEVICES, Plan, estimate, parse_count, read_plan
@@ -25,6 +27,24 @@ def test_a_run_is_read_as_it_will_train(run, run_file):
     assert (plan.row_tokens, plan.rows, plan.tokens) == (24, 8, run().num_steps * run().step_tokens)
     found = estimate(plan, "a100", 2)
     assert found.kept == training_memory(plan.model, 8, 24, "float32", 2, False, 2048)
+
+
+def test_exits_and_a_teacher_of_a_run_are_counted(run_file, tiny_model_directory):
+    text = run_file.read_text(encoding="utf-8") + "\n[exits]\nloss = 'aggressive'\nlayers = [1, 2]\n"
+    run_file.write_text(f"teacher = '{tiny_model_directory}'\n{text}", encoding="utf-8")
+    plan = read_plan(str(run_file))
+    teacher = PRESETS["tiny-griffin"].num_parameters + (288 - PRESETS["tiny-griffin"].vocab_size) * plan.model.width
+    assert (plan.losses.num_exits, plan.losses.num_asked, plan.losses.num_taught) == (2, 2, 1)
+    assert plan.losses.teacher is not None
+    assert plan.losses.teacher.num_parameters == teacher
+    found, alone = (estimate(one, "a100", 1) for one in (plan, dataclasses.replace(plan, losses=ONE_LOSS)))
+    assert found.kept.teacher == 4 * teacher
+    assert found.kept_seconds is not None
+    assert alone.kept_seconds is not None
+    assert found.kept_seconds > alone.kept_seconds
+    run_file.write_text(run_file.read_text(encoding="utf-8").replace("[1, 2]", "[2, 1]"), encoding="utf-8")
+    with pytest.raises(TrainError, match=r"exits\.layers is \[2, 1\]"):
+        read_plan(str(run_file))
 
 
 def test_a_step_of_a_run_is_divided_among_the_devices(run_file):

@@ -60,7 +60,7 @@ def test_only_the_recurrent_state_is_trained(tiny_model_directory: Path):
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     tuned = tune_state(model, BOS)
     trained = [p for p in model.parameters() if p.requires_grad]
-    assert {id(p) for p in trained} == {id(p) for p in tuned.hidden}
+    assert {id(p) for p in trained} == {id(p) for p in tuned.trained}
     config = model.config.model_config
     assert config.recurrent is not None
     assert [tuple(p.shape) for p in trained] == [(1, config.recurrent.width)] * config.block_kinds.count("recurrent")
@@ -78,7 +78,7 @@ def test_gradient_of_the_state_equals_the_difference_quotient(tiny_model_directo
     arguments = {"attention_mask": MASK, "labels": ROWS}
     model(ROWS, **arguments).loss.backward()
     step = 1e-2
-    for parameter in tuned.hidden:
+    for parameter in tuned.trained:
         assert parameter.grad is not None
         place = int(parameter.grad.abs().argmax())
         quotient = 0.0
@@ -103,7 +103,7 @@ def test_a_served_conversation_equals_what_was_trained(run: Tuned, tiny_model_di
     tuned = tune_state(model, BOS)
     state = State.load(outcome.result, served)
     with torch.no_grad():
-        for name, parameter in zip(tuned.names, tuned.hidden, strict=True):
+        for name, parameter in zip(tuned.names, tuned.trained, strict=True):
             parameter.copy_(torch.from_numpy(state.arrays()[name]))
         expected = model(torch.tensor([ids])).logits[:, 1:]
     found, _ = view.forward([ids[1:]])
@@ -154,7 +154,7 @@ def test_rows_of_a_service_that_begin_from_the_saved_state_write_what_the_traine
     expected: dict[str | None, list[tuple[int, float]]] = {None: written(model, ids, num_tokens)}
     tuned, state = tune_state(model, BOS), State.load(outcome.result, served)
     with torch.no_grad():
-        for name, parameter in zip(tuned.names, tuned.hidden, strict=True):
+        for name, parameter in zip(tuned.names, tuned.trained, strict=True):
             parameter.copy_(torch.from_numpy(state.arrays()[name]))
     expected["chat"] = written(model, ids, num_tokens)
     assert abs(expected["chat"][0][1] - expected[None][0][1]) > 0.01, "the state changes nothing"

@@ -1,5 +1,6 @@
 """The file of a checkpoint directory that says when a token may leave the loops of its model early."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,14 @@ class Exits:
         hidden = np.einsum("nld,lhd->nlh", normed, self.inner, optimize=True) + self.inner_bias
         score = np.einsum("nlh,lh->nl", np.maximum(hidden, 0.0), self.weights) + self.bias
         return 1.0 / (1.0 + np.exp(-score))
+
+    def digest(self) -> str:
+        """SHA-256 of all that decides which tokens leave."""
+        digest = hashlib.sha256(json.dumps(self.thresholds).encode())
+        for name in _SHAPES:
+            values = getattr(self, name)
+            digest.update(f"{name} {values.shape}".encode() + np.ascontiguousarray(values, np.float32).tobytes())
+        return digest.hexdigest()
 
 
 def write_exits(directory: Path | str, exits: Exits) -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from griffinlm.cli.info import recursion_facts, recursion_row
 from griffinlm.cli.options import AsJson
 from griffinlm.cli.output import print_json, print_table
 
@@ -20,6 +21,7 @@ MEMORY_NAMES = {
     "gathered": "gathered or cast",
     "activations": "activations",
     "logits": "logits of a chunk",
+    "teacher": "teacher",
     "total": "total",
 }
 
@@ -54,7 +56,8 @@ def estimate(
 ) -> None:
     """Tell the memory, time and cost of a training run.
 
-    Operations are counted from the configuration, attention by its window. Memory is that of one device, weights,
+    Operations are counted from the configuration: attention by its window, layers that loop in every loop, the head
+    behind every exit, and a teacher's reading. Memory is that of one device, weights,
     gradients and optimizer divided among all, with activations kept and with gradient checkpointing.
     """
     from griffinlm.train.estimate import DEVICES, parse_count, read_plan
@@ -66,6 +69,9 @@ def estimate(
     facts: dict[str, Any] = {
         "run": run,
         "parameters": plan.model.num_parameters,
+        "recursion": recursion_facts(plan.model),
+        "exits": plan.losses.num_exits,
+        "teacher_parameters": None if plan.losses.teacher is None else plan.losses.teacher.num_parameters,
         "device": device,
         "devices": devices,
         "device_memory_bytes": DEVICES[device].memory_bytes,
@@ -95,8 +101,8 @@ def _flops_per_token(plan: "Plan", found: "Estimate") -> dict[str, float]:
     rows = {
         **found.operations._asdict(),
         "reading": found.operations.total,
-        "training_kept": training_operations(plan.model, plan.row_tokens, recompute=False),
-        "training_recomputed": training_operations(plan.model, plan.row_tokens, recompute=True),
+        "training_kept": training_operations(plan.model, plan.row_tokens, False, plan.losses),
+        "training_recomputed": training_operations(plan.model, plan.row_tokens, True, plan.losses),
     }
     return {name: operations / plan.row_tokens for name, operations in rows.items()}
 
@@ -112,10 +118,16 @@ def _facts(memory: "TrainingMemory", seconds: float | None, devices: int, price:
 
 
 def _described(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    flops = facts["flops_per_token"]
+    flops, teacher = facts["flops_per_token"], facts["teacher_parameters"]
+    learning = [
+        *([] if facts["recursion"] is None else [("recursion", recursion_row(facts["recursion"]))]),
+        *([] if not facts["exits"] else [("exits", f"a loss behind {facts['exits']}, beside that of full depth")]),
+        *([] if teacher is None else [("teacher", f"{teacher:,} parameters")]),
+    ]
     return [
         ("run", facts["run"]),
         ("parameters", f"{facts['parameters']:,}"),
+        *learning,
         ("devices", f"{facts['devices']:,} {facts['device']}, {facts['device_memory_bytes'] / 1e9:.0f} GB each"),
         ("rows", f"{facts['rows_per_device']:,} of {facts['row_tokens']:,} tokens a device"),
         (

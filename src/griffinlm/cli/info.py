@@ -11,6 +11,7 @@ from griffinlm.cli.output import print_json, print_table, readable_bytes
 
 if TYPE_CHECKING:
     from griffinlm.checkpoint import Checkpoint, Quantization
+    from griffinlm.checkpoint.exits import Exits
     from griffinlm.config import ModelConfig
 
 CONTEXT_LENGTHS = (2_048, 8_192, 32_768, 131_072)
@@ -75,7 +76,7 @@ def _facts(config: "ModelConfig") -> dict[str, Any]:
     return {
         "parameters": {"total": total, "not_embedding": total - config.num_embedding_parameters},
         "layers": dict(Counter(config.block_kinds)),
-        "recursion": None if config.recursion is None else _recursion_facts(config),
+        "recursion": recursion_facts(config),
         "state_bytes": None if config.needs_capacity else state_bytes(config, 1),
         "contexts": contexts,
         "weight_bytes": {name: total * bits // 8 for name, bits in BITS_OF_A_WEIGHT.items()},
@@ -83,8 +84,10 @@ def _facts(config: "ModelConfig") -> dict[str, Any]:
     }
 
 
-def _recursion_facts(config: "ModelConfig") -> dict[str, Any]:
-    assert config.recursion is not None
+def recursion_facts(config: "ModelConfig") -> dict[str, Any] | None:
+    """How the layers loop; None where they do not."""
+    if config.recursion is None:
+        return None
     return {
         "loops": config.recursion.num_loops,
         "shared_layers": config.num_shared_layers,
@@ -104,18 +107,31 @@ def state_bytes(config: "ModelConfig", num_tokens: int) -> int:
 
 
 def _checkpoint_facts(checkpoint: "Checkpoint") -> dict[str, Any]:
+    from griffinlm.checkpoint.exits import read_exits
     from griffinlm.text import Tokenizer
 
     directory = checkpoint.tokenizer_directory
     tokenizer = None if directory is None else Tokenizer.from_directory(directory)
+    exits = read_exits(checkpoint.path, checkpoint.config)
     return {
         "path": str(checkpoint.path),
         "format": checkpoint.format,
         "types": list(checkpoint.types),
         "bytes": checkpoint.num_bytes,
         "quantization": None if checkpoint.quantization is None else _quantization_facts(checkpoint.quantization),
+        "exits": None if exits is None else _exits_facts(exits),
         "digest": checkpoint.digest(),
         "tokenizer": None if tokenizer is None else {"vocab_size": tokenizer.vocab_size, "digest": tokenizer.digest},
+    }
+
+
+def _exits_facts(exits: "Exits") -> dict[str, Any]:
+    loops = zip(exits.thresholds, exits.shares, strict=True)
+    return {
+        "quality": exits.quality,
+        "tokens": exits.num_tokens,
+        # None is a loop that no token leaves.
+        "loops": [{"threshold": t if t <= 1 else None, "share": share} for t, share in loops],
     }
 
 
@@ -137,10 +153,12 @@ def _rows(facts: dict[str, Any]) -> list[Sequence[str]]:
         ("weights", ", ".join(f"{readable_bytes(count)} {name}" for name, count in facts["weight_bytes"].items())),
     ]
     if facts["recursion"]:
-        rows.insert(3, ("recursion", _recursion_row(facts["recursion"])))
+        rows.insert(3, ("recursion", recursion_row(facts["recursion"])))
     if "checkpoint" in facts:
         found = facts["checkpoint"]
         tokenizer = found["tokenizer"]
+        if found["exits"]:
+            rows.insert(4, ("exits", _exits_row(found["exits"])))
         rows += [
             ("path", found["path"]),
             ("format", f"{found['format']}, {', '.join(found['types'])}, {found['bytes']:,} bytes"),
@@ -150,13 +168,23 @@ def _rows(facts: dict[str, Any]) -> list[Sequence[str]]:
     return rows
 
 
-def _recursion_row(found: dict[str, Any]) -> str:
+def recursion_row(found: dict[str, Any]) -> str:
+    """What `recursion_facts` found, in a line."""
     tied = "matrices" if found["tie"] == "matrices" else "all parameters"
     skipping = ", which skip a token that has left" if found["skips"] else ""
     return (
         f"{found['loops']} loops through {found['shared_layers']} layers that share {tied}, rank {found['rank']}"
         f"{skipping}; {found['own_layers']} layers of their own"
     )
+
+
+def _exits_row(found: dict[str, Any]) -> str:
+    loops = [
+        f"behind loop {number} "
+        + ("none leaves" if loop["threshold"] is None else f"from {loop['threshold']:.4f} on ({loop['share']:.1%})")
+        for number, loop in enumerate(found["loops"], 1)
+    ]
+    return f"{', '.join(loops)}, {found['quality']:.0%} right, by {found['tokens']:,} tokens"
 
 
 def _context_rows(contexts: list[dict[str, Any]]) -> list[Sequence[str]]:

@@ -60,7 +60,7 @@ EarlyExit = Annotated[
     bool,
     typer.Option(
         "--early-exit",
-        help="Let tokens leave the loops of a recursive model early where it is sure (`griffin exits`). Needs PyTorch.",
+        help="Let tokens leave the loops of a recursive model early where it is sure (`griffin exits`).",
     ),
 ]
 Threads = Annotated[

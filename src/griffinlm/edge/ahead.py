@@ -207,7 +207,8 @@ def _check(
             y, *new = attention(block, y, f"{step.weights}.attention", *given.rings[name], seen[step.kind, loop])
             kept |= _named_rows(name, new)
         x = join(block, x, y, step.weights)
-    return graph.node("Reshape", head_logits(block, norm(block, x, "final_norm")), rows_tokens), kept
+    logits = head_logits(graph, linears, config, norm(block, x, "final_norm"))
+    return graph.node("Reshape", logits, rows_tokens), kept
 
 
 def _named_rows(name: str, new: Sequence[NewRows]) -> dict[str, str]:

@@ -112,19 +112,21 @@ def recurrent(block: BlockGraph, x: str, name: str, hidden: str, tail: str) -> R
 def short_conv(block: BlockGraph, joined: str, name: str) -> str:
     """bias + sum over s < K of weight[K-1-s] x[t-s] of tail and chunk joined [B, K-1+T, L]; gives [M, L]."""
     assert block.config.recurrent is not None
-    graph, number = block.graph, np.int64
-    weight = np.asarray(block.linears.array(f"{name}.weight"))
-    num_past = block.config.recurrent.num_conv_taps - 1
+    graph, number, is_single = block.graph, np.int64, block.layout.is_single
+    num_past, width = block.config.recurrent.num_conv_taps - 1, block.config.recurrent.width
 
     def tap(s: int) -> str:
-        bounds = graph.constant([num_past - s], number), graph.constant([END if s == 0 else -s], number)
-        past = graph.node("Slice", joined, *bounds, graph.constant([1], number))
-        return graph.node("Mul", past, graph.weight(f"{name}.weight.{num_past - s}", weight[num_past - s]))
+        place = num_past - s
+        weight = block.linears.derived(f"{name}.weight", f".{place}", lambda taps: taps[place])
+        if is_single:
+            return graph.node("Mul", graph.node("Gather", joined, graph.constant(place, number), axis=1), weight)
+        bounds = graph.constant([place], number), graph.constant([END if s == 0 else -s], number)
+        return graph.node("Mul", graph.node("Slice", joined, *bounds, graph.constant([1], number)), weight)
 
     out = graph.node("Add", tap(0), block.linears.parameter(f"{name}.bias"))
     for s, mask in enumerate(block.layout.tap_masks, start=1):
         out = graph.node("Add", out, graph.node("Mul", tap(s), mask))
-    return graph.node("Reshape", out, graph.constant([-1, weight.shape[1]], number))
+    return out if is_single else graph.node("Reshape", out, graph.constant([-1, width], number))
 
 
 def rg_lru(block: BlockGraph, x: str, name: str, hidden: str) -> tuple[str, str]:
@@ -138,11 +140,10 @@ def rg_lru(block: BlockGraph, x: str, name: str, hidden: str) -> tuple[str, str]
     parts = graph.nodes("Split", x, count=num_blocks, num_outputs=num_blocks, axis=1) if num_blocks > 1 else (x,)
     input_gate = graph.node("Sigmoid", block.linears.block_diagonal(x, f"{name}.input_gate", parts))
     recurrence_gate = block.linears.block_diagonal(x, f"{name}.recurrence_gate", parts)
-    a_param = block.linears.array(f"{name}.a_param").astype(np.float64)
-    rate = (-RG_LRU_EXPONENT * np.logaddexp(0.0, a_param)).astype(np.float32)
+    rate = block.linears.derived(f"{name}.a_param", ".rate", _rate)
     # Not by Sigmoid: ONNX Runtime's loses all digits of a small one, and 1 - a^2 is proportional to it.
     inverse = graph.node("Add", graph.node("Exp", graph.node("Neg", recurrence_gate)), graph.constant(1.0))
-    log_a = graph.node("Div", graph.weight(f"{name}.rate", rate), inverse)
+    log_a = graph.node("Div", rate, inverse)
     a = graph.node("Exp", log_a)
     square = graph.node("Sub", graph.constant(-1.0), graph.node("Mul", a, a))
     scale = graph.node("Sqrt", graph.node("Mul", graph.node("Tanh", log_a), square))
@@ -150,6 +151,11 @@ def rg_lru(block: BlockGraph, x: str, name: str, hidden: str) -> tuple[str, str]
     scale = graph.node("Where", layout.is_special, layout.special_scale, scale)
     inputs = graph.node("Mul", graph.node("Mul", scale, input_gate), x)
     return block.scan(a, inputs, hidden)
+
+
+def _rate(a_param: np.ndarray) -> np.ndarray:
+    """-c softplus(a_param)."""
+    return (-RG_LRU_EXPONENT * np.logaddexp(0.0, a_param.astype(np.float64))).astype(np.float32)
 
 
 def attention(

@@ -30,7 +30,8 @@ class Layout(NamedTuple):
     is_step: str
     """Whether T is 1."""
     tap_masks: tuple[str, ...]
-    """For s = 1 to K-1: [B, T, 1], 1 where the token s places before belongs to the document, else 0."""
+    """For s = 1 to K-1: [B, T, 1], 1 where the token s places before belongs to the document, else 0; [B, 1] where
+    every row has one token."""
     tail_index: str
     """[B, K-1, 1], where the last K-1 real inputs of the convolution stand in tail and chunk joined."""
     is_special: str
@@ -51,7 +52,8 @@ def add_layout(graph: Graph, config: ModelConfig, positions: str) -> Layout:
     is_start = graph.node("Equal", positions, zero)
     last_axis = graph.constant([-1], np.int64)
     column = graph.constant([-1, 1], np.int64)
-    tap_masks, tail_index = _tap_masks(graph, config, positions), ""
+    tap_masks = tuple(graph.node("Unsqueeze", seen, last_axis) for seen in _seen_by_tap(graph, config, positions))
+    tail_index = ""
     if config.recurrent is not None:
         num_past = config.recurrent.num_conv_taps - 1
         lengths = graph.node("ReduceSum", graph.node("Cast", is_real, to=7), graph.constant([1], np.int64), keepdims=1)
@@ -100,7 +102,7 @@ def add_single_layout(graph: Graph, config: ModelConfig, positions: str) -> Layo
     return Layout(
         positions=positions,
         is_step="",
-        tap_masks=_tap_masks(graph, config, positions),
+        tap_masks=tuple(_seen_by_tap(graph, config, positions)),
         tail_index="",
         is_special=graph.node("Equal", positions, graph.constant(0, np.int64)),
         special_decay=graph.constant(0.0),
@@ -110,11 +112,10 @@ def add_single_layout(graph: Graph, config: ModelConfig, positions: str) -> Layo
     )
 
 
-def _tap_masks(graph: Graph, config: ModelConfig, positions: str) -> tuple[str, ...]:
-    if config.recurrent is None:
-        return ()
-    taps, last_axis = range(1, config.recurrent.num_conv_taps), graph.constant([-1], np.int64)
-    return tuple(graph.node("Unsqueeze", _as_float(graph, _at_least(graph, positions, s)), last_axis) for s in taps)
+def _seen_by_tap(graph: Graph, config: ModelConfig, positions: str) -> list[str]:
+    """For s = 1 to K-1: [B, T], 1 where the token s places before belongs to the document, else 0."""
+    taps = range(1, 1 if config.recurrent is None else config.recurrent.num_conv_taps)
+    return [_as_float(graph, _at_least(graph, positions, s)) for s in taps]
 
 
 def _at_least(graph: Graph, positions: str, least: int) -> str:

@@ -1,6 +1,6 @@
 """Matrix products with weights in any format of `griffinlm.quantization`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from onnx import TensorProto
@@ -54,7 +54,12 @@ class Linears:
         return self._checkpoint.tensor(self._parameter_at(place)).astype(np.float32, copy=False)
 
     def parameter(self, place: str) -> str:
-        return self._graph.weight(self._parameter_at(place), self.values(place))
+        """A parameter that is no matrix of a layer, [N]."""
+        return self._weight(place)
+
+    def derived(self, place: str, ending: str, of: Callable[[np.ndarray], np.ndarray]) -> str:
+        """What `of` makes of the parameter at `place`, [N], called by the place and an ending."""
+        return self._graph.weight(f"{place}{ending}", of(self.array(place)))
 
     def linear(self, x: str, name: str, *, bias: bool) -> str:
         """x [M, K] @ weight^T (+ bias) for the linear whose parameters are `name`.weight and `name`.bias."""
@@ -72,7 +77,7 @@ class Linears:
         num_rows, size = self._shapes[name]
         kind = self._format(name)
         if not kind.is_quantized:
-            return self._graph.node("Gemm", x, self.parameter(name), *([bias] if bias else []), transB=1)
+            return self._graph.node("Gemm", x, self._weight(name), *([bias] if bias else []), transB=1)
         num_parts = _num_parts(self._stored(name))
         shape = num_rows // num_parts, size
         if kind.is_channel:
@@ -87,14 +92,14 @@ class Linears:
 
     def _with_own_term(self, x: str, product: str, place: str) -> str:
         """product [M, N] plus up (down x) of x [M, K], where the layer has such a term at `place`."""
-        down, up = _term_names(place)
+        down, up = term_names(place)
         if down not in self._shapes:
             return product
         return self._graph.node("Add", product, self._product(self._product(x, down, None), up, None))
 
     def _with_own_terms(self, parts: Sequence[str], products: Sequence[str], place: str) -> Sequence[str]:
         """The same for the blocks of a gate, whose terms lie one after another."""
-        names = _term_names(place)
+        names = term_names(place)
         if names[0] not in self._shapes:
             return products
         graph, summed = self._graph, []
@@ -126,9 +131,8 @@ class Linears:
                 graph.node("MatMul", part, graph.weight(f"{weight_name}.{i}", _part(weights, i, (size, size))))
                 for i, part in enumerate(parts)
             ]
-        bias = self.array(f"{name}.bias").reshape(-1)
         out = self._joined(self._with_own_terms(parts, products, place))
-        out = graph.node("Add", out, graph.weight(f"{name}.bias", bias))
+        out = graph.node("Add", out, self.derived(f"{name}.bias", "", np.ravel))
         return self._low_rank.add(x, out, place)
 
     def rows(self, ids: str, place: str) -> str:
@@ -137,7 +141,7 @@ class Linears:
         num_rows, size = self._shapes[name]
         kind = self._format(name)
         if not kind.is_quantized:
-            return graph.node("Gather", self.parameter(place), ids, axis=0)
+            return graph.node("Gather", self._weight(place), ids, axis=0)
         num_parts = _num_parts(self._stored(name))
         rows_a_part = graph.constant(num_rows // num_parts, np.int64)
         inner = graph.node("Mod", ids, rows_a_part)
@@ -170,6 +174,9 @@ class Linears:
             values = graph.node("Sub", values, graph.constant(2.0 ** (kind.bits - 1)))
         values = graph.node("Mul", values, graph.node("Unsqueeze", scales, last))
         return graph.node("Reshape", values, graph.constant([0, -1], number))
+
+    def _weight(self, place: str) -> str:
+        return self._graph.weight(self._parameter_at(place), self.values(place))
 
     def _format(self, name: str) -> Format:
         quantization = self._checkpoint.quantization
@@ -243,7 +250,7 @@ class Linears:
         return self._rounded[x]
 
 
-def _term_names(place: str) -> tuple[str, str]:
+def term_names(place: str) -> tuple[str, str]:
     """Where down and up of the term stand that a layer may add to its product with the matrix at `place`."""
     term = place.removesuffix(".weight") + LOW_RANK
     return f"{term}.down", f"{term}.up"

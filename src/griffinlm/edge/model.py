@@ -60,13 +60,30 @@ def add_model(
     for step in config.plan():
         own, own_before = places[config.loop_of(step.depth)]
         block = of_call._replace(layout=layouts[own])
-        y = norm(block, x, f"{step.weights}.temporal_norm")
-        if step.kind == "recurrent":
-            y = _add_recurrent(block, y, step, arrays)
-        else:
-            y = _add_attention(block, y, step, arrays, own_before, visibilities)
-        x = join(block, x, y, step.weights)
+        x = add_layer(block, x, step, arrays, own_before, visibilities)
     _add_logits(block, x)
+
+
+def add_layer(
+    block: BlockGraph,
+    x: str,
+    step: Step,
+    arrays: dict[str, ArraySpec],
+    num_before: str,
+    visibilities: dict[tuple[str, str], Visibility],
+) -> str:
+    """A layer of x [M, D], with its state as inputs and outputs.
+
+    Args:
+        num_before: [B], tokens of each row's document that the layer has read.
+        visibilities: those made so far, by the kind of attention and `num_before`; added to.
+    """
+    y = norm(block, x, f"{step.weights}.temporal_norm")
+    if step.kind == "recurrent":
+        y = _add_recurrent(block, y, step, arrays)
+    else:
+        y = _add_attention(block, y, step, arrays, num_before, visibilities)
+    return join(block, x, y, step.weights)
 
 
 def _add_recurrent(block: BlockGraph, x: str, step: Step, arrays: dict[str, ArraySpec]) -> str:
@@ -126,13 +143,12 @@ def _add_logits(block: BlockGraph, x: str) -> None:
     index = graph.input("logit_index", "int64", ["logits", 2])
     by_token = graph.node("Reshape", x, block.rows_tokens)
     chosen = norm(block, graph.node("GatherND", by_token, index), "final_norm")
-    graph.output("logits", head_logits(block, chosen), "float32", ["logits", config.vocab_size])
+    graph.output("logits", head_logits(graph, block.linears, config, chosen), "float32", ["logits", config.vocab_size])
 
 
-def head_logits(block: BlockGraph, x: str) -> str:
+def head_logits(graph: Graph, linears: Linears, config: ModelConfig, x: str) -> str:
     """cap * tanh(x @ embedding^T / cap) of x [M, D], which is normalised already; [M, V]."""
-    graph, cap = block.graph, block.config.logit_soft_cap
-    logits = block.linears.product(x, EMBEDDING)
+    cap, logits = config.logit_soft_cap, linears.product(x, EMBEDDING)
     if cap is None:
         return logits
     logits = graph.node("Tanh", graph.node("Mul", logits, graph.constant(1.0 / cap)))

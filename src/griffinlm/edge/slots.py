@@ -73,6 +73,10 @@ class SlotStates:
                 if old is not None:
                     self.arrays[name][:, : old.shape[1]] = old
 
+    def rows_of(self, slots: Sequence[int]) -> np.ndarray:
+        """Where the slots' states are."""
+        return self._row_of[list(slots)]
+
     def arrange(self, slots: Sequence[int], num_rows: int) -> tuple[int, np.ndarray]:
         """First row of the slots, and the place of each from there; moves states only where rows have gaps."""
         assert len(set(slots)) == len(slots) == num_rows, "one row for each of different slots"

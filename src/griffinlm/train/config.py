@@ -152,6 +152,8 @@ class PretrainConfig:
     """s of the loss s KL(teacher || model) + (1 - s) cross-entropy of the next token, where there is a teacher."""
     exits: ExitsConfig | None = None
     """Exits that are trained with the model; None trains full depth alone."""
+    prefix_tokens: Count | None = None
+    """N made-up tokens whose state every document begins from, trained with the model; None begins from nothing."""
     loss_chunk_tokens: Count = 2048
     """Tokens whose logits are held at once."""
     deterministic: bool = False
@@ -275,6 +277,11 @@ def _checked(config: PretrainConfig) -> PretrainConfig:
         )
     if config.teacher is None and config.teacher_share != 1.0:
         raise TrainError(f"teacher_share is {config.teacher_share}; there is no teacher")
+    if config.prefix_tokens is not None and config.exits is not None:
+        raise TrainError("prefix_tokens is given with exits; a run has one of the two")
+    num_tokens = config.num_steps * config.step_tokens
+    if config.prefix_tokens is not None and config.prefix_tokens > num_tokens:
+        raise TrainError(f"prefix_tokens is {config.prefix_tokens}; the run reads {num_tokens} tokens")
     require_schedule(config.schedule, config.num_steps)
     if "directory" in config.model and len(config.model) > 1:
         raise TrainError("model.directory is given with other fields; a model that goes on keeps its own")

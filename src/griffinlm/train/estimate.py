@@ -7,10 +7,19 @@ from typing import NamedTuple
 
 from griffinlm.checkpoint import read_config_file
 from griffinlm.config import ModelConfig
-from griffinlm.cost import Operations, TrainingMemory, reading_operations, training_memory, training_operations
+from griffinlm.cost import (
+    ONE_LOSS,
+    Losses,
+    Operations,
+    TrainingMemory,
+    reading_operations,
+    training_memory,
+    training_operations,
+)
 from griffinlm.presets import PRESETS
 from griffinlm.train.config import model_config, read_pretrain_config
 from griffinlm.train.errors import TrainError
+from griffinlm.train.exits_config import ExitsConfig, num_exits, require_exits
 
 DEFAULT_ROW_TOKENS = 2048
 DEFAULT_ROWS = 8
@@ -48,6 +57,7 @@ class Plan:
     """Tokens that the whole run reads; None gives no time."""
     precision: str = "bfloat16"
     loss_chunk_tokens: int = 2048
+    losses: Losses = ONE_LOSS
 
 
 @dataclass(frozen=True)
@@ -84,8 +94,34 @@ def read_plan(name: str, num_devices: int = 1) -> Plan:
     run = read_pretrain_config(path)
     directory = run.model.get("directory")
     model = model_config(run.model) if directory is None else read_config_file(Path(directory) / "config.json").config
-    tokens = run.num_steps * run.step_tokens
-    return Plan(model, run.data.row_tokens, run.rows_on_each(num_devices), tokens, run.precision, run.loss_chunk_tokens)
+    teacher = None if run.teacher is None else read_config_file(run.teacher / "config.json").config
+    return Plan(
+        model,
+        run.data.row_tokens,
+        run.rows_on_each(num_devices),
+        run.num_steps * run.step_tokens,
+        run.precision,
+        run.loss_chunk_tokens,
+        losses_of(run.exits, model, teacher),
+    )
+
+
+def losses_of(exits: ExitsConfig | None, model: ModelConfig, teacher: ModelConfig | None) -> Losses:
+    """The losses of a run: at full depth, behind its exits, and what they learn from a teacher.
+
+    Raises:
+        TrainError: the exits do not fit the model.
+    """
+    if exits is None:
+        return Losses(teacher=teacher, num_taught=int(teacher is not None))
+    require_exits(exits, model)
+    number, learns_from_full_depth = num_exits(exits, model), exits.loss == "aggressive"
+    return Losses(
+        num_exits=number,
+        num_asked=number * (learns_from_full_depth + exits.skips),
+        teacher=teacher,
+        num_taught=0 if teacher is None else 1 if learns_from_full_depth else 1 + number,
+    )
 
 
 def estimate(plan: Plan, device: str, num_devices: int, utilisation: float = DEFAULT_UTILISATION) -> Estimate:
@@ -102,13 +138,20 @@ def estimate(plan: Plan, device: str, num_devices: int, utilisation: float = DEF
 
     def memory(recompute: bool) -> TrainingMemory:
         return training_memory(
-            plan.model, plan.rows, plan.row_tokens, plan.precision, num_devices, recompute, plan.loss_chunk_tokens
+            plan.model,
+            plan.rows,
+            plan.row_tokens,
+            plan.precision,
+            num_devices,
+            recompute,
+            plan.loss_chunk_tokens,
+            plan.losses,
         )
 
     def seconds(recompute: bool) -> float | None:
         if plan.tokens is None:
             return None
-        operations = training_operations(plan.model, plan.row_tokens, recompute)
+        operations = training_operations(plan.model, plan.row_tokens, recompute, plan.losses)
         return plan.tokens / plan.row_tokens * operations / speed
 
     operations = reading_operations(plan.model, plan.row_tokens)

@@ -40,6 +40,12 @@ class ExitsConfig:
     """The other rows draw their threshold between this confidence and 1."""
 
 
+def num_exits(exits: ExitsConfig, model: ModelConfig) -> int:
+    """How many exits stand before full depth."""
+    num_loops = 1 if model.recursion is None else model.recursion.num_loops
+    return num_loops - 1 or len(exits.layers)
+
+
 def require_exits(exits: ExitsConfig, model: ModelConfig) -> None:
     """Refuses exits that contradict each other or do not fit a model.
 

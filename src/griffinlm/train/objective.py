@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from griffinlm.kernels.cross_entropy.chunked import cross_entropy
 from griffinlm.model import Griffin
-from griffinlm.model.griffin import BlockCall, read, recomputed
+from griffinlm.model.griffin import BlockCall, GriffinState, read, recomputed
 
 
 class Objective(nn.Module):
@@ -52,8 +52,14 @@ class Objective(nn.Module):
         return cross_entropy(x, weight, labels, cap, self.loss_chunk_tokens)
 
 
-def hidden(griffin: Griffin, tokens: Tensor, positions: Tensor | None, call: BlockCall) -> Tensor:
-    """[B T, D] after the final norm."""
+def hidden(
+    griffin: Griffin,
+    tokens: Tensor,
+    positions: Tensor | None,
+    call: BlockCall,
+    state: GriffinState | None = None,
+) -> Tensor:
+    """[B T, D] after the final norm, of rows [B, T] that go on from a state where one is given."""
     x = griffin.embedding(tokens) * griffin.config.embedding_scale
-    reading = read(griffin.config, griffin.layers, x, None, positions, call)
+    reading = read(griffin.config, griffin.layers, x, state, positions, call)
     return griffin.final_norm(reading.in_order(reading.x)).flatten(0, 1)

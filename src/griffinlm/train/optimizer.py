@@ -9,8 +9,8 @@ from griffinlm.train.config import OptimizerConfig
 
 
 def is_decayed(name: str) -> bool:
-    """Whether weight decay acts on a parameter: never on the RG-LRU (gates and a_param), norm scales and biases."""
-    return ".rg_lru." not in name and not name.endswith((".bias", ".scale"))
+    """Whether weight decay acts: never on the RG-LRU (gates and a_param), norm scales, biases and a prefix."""
+    return ".rg_lru." not in name and not name.endswith((".bias", ".scale")) and not name.startswith("prefix.")
 
 
 def build_optimizer(named: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> torch.optim.AdamW:

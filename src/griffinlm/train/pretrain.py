@@ -13,6 +13,7 @@ from griffinlm.checkpoint import initial_tensors, open_checkpoint, write_checkpo
 from griffinlm.checkpoint.new_directory import require_free
 from griffinlm.config import ModelConfig
 from griffinlm.evaluate.documents import DocumentError
+from griffinlm.loading import load
 from griffinlm.model import Griffin
 from griffinlm.quantization import recipe_of
 from griffinlm.text import Tokenizer
@@ -27,6 +28,8 @@ from griffinlm.train.exits import ExitObjective, FollowStep
 from griffinlm.train.exits_config import require_exits
 from griffinlm.train.held_out import HeldOut
 from griffinlm.train.matmul_precision import matmul_precision
+from griffinlm.train.objective import Objective
+from griffinlm.train.prefix import PREFIX_FILE, PrefixObjective, build_prefix, write_prefix
 from griffinlm.train.quantization_aware import leave_on_grid, put_on_grid
 from griffinlm.train.sharding import barrier, build_objective, rank, whole_tensors, world_size
 from griffinlm.train.trainer import PretrainTrainer, training_arguments
@@ -57,7 +60,7 @@ def pretrain(config: PretrainConfig, report: Callable[[DocumentError], None] | N
     """Trains a model, from the last complete checkpoint of the output directory where there is one.
 
     Under torchrun every process calls it; parameters are sharded over them. The output directory gets `tokens/` (the
-    packed sources), `checkpoints/`, `log.jsonl`, `tensorboard/`, and at the end `model/`.
+    packed sources), `checkpoints/`, `log.jsonl`, `tensorboard/`, and at the end `model/`, with a prefix its state too.
 
     Args:
         report: called with every bad row that is skipped.
@@ -92,6 +95,8 @@ def pretrain(config: PretrainConfig, report: Callable[[DocumentError], None] | N
         objective = ExitObjective(objective, config.exits, config.num_steps)
     if config.quantization_aware is not None:
         put_on_grid(objective.griffin, start.config, recipe_of(config.quantization_aware))
+    if config.prefix_tokens is not None:
+        objective = _with_prefix(config, objective, rows)
     held_out = {name: _held_out(config, source) for name, source in packed.items() if source.held_out.num_documents}
     trainer = PretrainTrainer(config, arguments, objective, rows, held_out, checkpoints, facts)
     if isinstance(objective, ExitObjective):
@@ -101,6 +106,9 @@ def pretrain(config: PretrainConfig, report: Callable[[DocumentError], None] | N
     figures = {name: value for entry in trainer.state.log_history for name, value in entry.items()}
     leave_on_grid(objective.griffin)
     _write_model(config, start.config, whole_tensors(objective.griffin))
+    if isinstance(objective, PrefixObjective):
+        served = load(config.output / MODEL, engine="torch")
+        write_prefix(served, objective.prefix, config.output / PREFIX_FILE)
     return Outcome(config.output / MODEL, trainer.state.global_step, figures)
 
 
@@ -136,6 +144,16 @@ def _teacher(config: PretrainConfig, model: ModelConfig, device: torch.device) -
     return build_objective(
         checkpoint.config, checkpoint.tensors(), config.loss_chunk_tokens, device, config.precision
     ).griffin
+
+
+def _with_prefix(config: PretrainConfig, objective: Objective, rows: TrainingRows) -> PrefixObjective:
+    """The prefix begins with the first tokens that the run reads."""
+    if world_size() > 1:
+        raise TrainError(f"prefix_tokens is given with {world_size()} processes; one process trains a prefix")
+    assert config.prefix_tokens is not None
+    num_rows = -(-config.prefix_tokens // config.data.row_tokens)
+    tokens = np.concatenate([rows[index]["tokens"] for index in range(num_rows)])[: config.prefix_tokens]
+    return PrefixObjective(objective, build_prefix(objective.griffin, tokens.tolist(), config.data.row_tokens))
 
 
 def _packed(
@@ -188,6 +206,7 @@ def _facts(config: PretrainConfig, start: Start, tokenizer: Tokenizer, packed: M
         "tokenizer": tokenizer.digest,
         "teacher": None if config.teacher is None else open_checkpoint(config.teacher).digest(),
         "teacher_share": None if config.teacher is None else config.teacher_share,
+        **({} if config.prefix_tokens is None else {"prefix_tokens": config.prefix_tokens}),
         **({} if config.exits is None else {"exits": {**values["exits"], "layers": list(config.exits.layers)}}),
         "sources": {name: source.record for name, source in packed.items()},
         "row_tokens": config.data.row_tokens,

@@ -21,35 +21,33 @@ HIDDEN = ".hidden"
 
 
 class TunedState(nn.Module):
-    """The state of one row that has read BOS, its recurrent part a parameter.
+    """The state of one row, those of its arrays parameters whose names end with `ends`; the rest stays as it is."""
 
-    The rest, which is attention's one key and value and the inputs of the convolutions, is what BOS leaves.
-    """
-
-    def __init__(self, config: ModelConfig, state: GriffinState) -> None:
+    def __init__(self, config: ModelConfig, state: GriffinState, ends: tuple[str, ...] = (HIDDEN,)) -> None:
         super().__init__()
         self._config = config
         named = to_named(config, state)
-        self.names = tuple(name for name in named if name.endswith(HIDDEN))
-        self.hidden = nn.ParameterList([nn.Parameter(named[name].detach().clone()) for name in self.names])
+        self.names = tuple(name for name in named if name.endswith(ends))
+        self.trained = nn.ParameterList([nn.Parameter(named[name].detach().clone()) for name in self.names])
         self._fixed = {name: tensor for name, tensor in named.items() if name not in self.names}
 
     def state(self, num_rows: int) -> GriffinState:
         """The state of `num_rows` rows, all of which begin from it."""
-        named = {name: tensor.to(self.hidden[0].device) for name, tensor in self._fixed.items()}
-        named |= dict(zip(self.names, self.hidden, strict=True))
+        named = {name: tensor.to(self.trained[0].device) for name, tensor in self._fixed.items()}
+        named |= dict(zip(self.names, self.trained, strict=True))
         return from_named(self._config, {n: t.expand(num_rows, *t.shape[1:]) for n, t in named.items()})
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The trained numbers by the names of a state's arrays, float32 [1, L]."""
-        return {name: to_array(values) for name, values in zip(self.names, self.hidden, strict=True)}
+        """The trained numbers by the names of a state's arrays, float32 of one row."""
+        return {name: to_array(values) for name, values in zip(self.names, self.trained, strict=True)}
 
 
 def tune_state(model: GriffinForCausalLM, bos_id: int) -> TunedState:
-    """Makes a model begin every row from a state that is trained, and freezes everything else.
+    """Makes a model begin every row from a state whose recurrent part is trained, and freezes everything else.
 
-    Rows [B, T] begin with BOS, which is not read again; what is predicted from it has no meaning. A model that has not
-    been trained so gives every other token the probability that it had.
+    The rest of the state, which is attention's one key and value and the inputs of the convolutions, is what BOS
+    leaves. Rows [B, T] begin with BOS, which is not read again; what is predicted from it has no meaning. A model that
+    has not been trained so gives every other token the probability that it had.
 
     Raises:
         TrainError: the model has no recurrent block, or its state has no fixed size.

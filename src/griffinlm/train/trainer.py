@@ -145,7 +145,7 @@ class PretrainTrainer(RunTrainer):
         facts: dict[str, Any],
     ) -> None:
         """Args: `facts` are JSON values that every checkpoint's manifest keeps."""
-        optimizer = build_optimizer(objective.griffin.named_parameters(), config.optimizer)
+        optimizer = build_optimizer(objective.named_parameters(), config.optimizer)
         scheduler = LambdaLR(optimizer, lambda step: learning_rate_factor(config, step))
         super().__init__(
             objective,

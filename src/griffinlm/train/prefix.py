@@ -1,0 +1,90 @@
+"""Prefix tuning beside all weights: every document begins from a trained state."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from griffinlm.language_model import LanguageModel
+from griffinlm.model import Griffin
+from griffinlm.model.state import new_state, to_named, to_numpy
+from griffinlm.state import State
+from griffinlm.train.errors import TrainError
+from griffinlm.train.objective import Objective, hidden
+from griffinlm.train.state_tuning import TunedState
+
+PREFIX_FILE = "prefix.safetensors"
+"""In a run's output: a state of the model, BOS pending."""
+BLOCK_ARRAYS = (".hidden", ".convolution", ".keys", ".values")
+
+
+def build_prefix(griffin: Griffin, tokens: Sequence[int], row_tokens: int) -> TunedState:
+    """The state of N made-up tokens, every number of its blocks a parameter.
+
+    Attention has N keys and values of its own at every depth, after RoPE, as prefix tuning has them (Li and Liang,
+    arXiv 2101.00190); a recurrent block, which has none, has its h and the inputs of its convolution. They begin as
+    what the N `tokens` leave, read as one document. A window passes over the prefix as over any tokens.
+
+    Args:
+        row_tokens: most tokens of a document, for which a state of global attention gets room.
+    """
+    config, device = griffin.config, griffin.embedding.weight.device
+    capacity = len(tokens) + row_tokens if config.needs_capacity else None
+    with torch.no_grad():
+        empty = new_state(config, 1, capacity, device=device)
+        _, state = griffin(torch.tensor([tokens], device=device), empty, logits="none")
+    return TunedState(config, state, BLOCK_ARRAYS)
+
+
+class PrefixObjective(Objective):
+    """Another objective's loss of documents that all begin from a prefix, in training and in evaluation.
+
+    Documents of a row lie in rows of their own while they are read, since a state stands in front of a row.
+    """
+
+    def __init__(self, objective: Objective, prefix: TunedState) -> None:
+        super().__init__(objective.griffin, objective.loss_chunk_tokens)
+        self.prefix = prefix
+        # In a tuple, so that the model is not found twice.
+        self._inner = (objective,)
+
+    def train(self, mode: bool = True) -> "PrefixObjective":
+        self._inner[0].train(mode)
+        return super().train(mode)
+
+    def forward(
+        self, tokens: Tensor, positions: Tensor | None, labels: Tensor, num_items_in_batch: Tensor | int | None = None
+    ) -> dict[str, Tensor]:
+        """As of `Objective`; every row begins with a document, and padding stands at its end."""
+        (inner,) = self._inner
+        expected = inner.expected(tokens, positions)
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        loss = inner.loss_of(self._hidden(tokens, positions), labels.flatten(), expected)
+        return {"loss": loss if num_items_in_batch is None else loss / num_items_in_batch}
+
+    def _hidden(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """[B T, D] after the final norm."""
+        document = (positions == 0).flatten().cumsum(0).view_as(positions) - 1
+        shape = int(document.max()) + 1, int(positions.max()) + 1
+        is_real = positions >= 0
+        place = document[is_real], positions[is_real]
+        state = self.prefix.state(shape[0])
+        apart, where = tokens.new_zeros(shape), positions.new_full(shape, -1)
+        apart[place], where[place] = tokens[is_real], positions[is_real] + state.num_tokens[0]
+        x = hidden(self.griffin, apart, where, self.block_call, state).view(*shape, -1)
+        return x[document, positions.clamp(min=0)].flatten(0, 1)
+
+
+def write_prefix(model: LanguageModel, prefix: TunedState, path: Path) -> None:
+    """Writes a state of `model` that has read the prefix, BOS pending: whatever goes on from it is a document.
+
+    Raises:
+        GriffinError: the file cannot be written, or the tokenizer has no BOS.
+    """
+    bos_id = model.tokenizer.bos_id
+    if bos_id is None:
+        raise TrainError("the tokenizer has no begin token; a document behind a prefix begins with one")
+    arrays = to_numpy(to_named(model.config, prefix.state(1)))
+    State(arrays, model.identity).with_pending([bos_id]).save(path)
