@@ -9,10 +9,7 @@ mean rewards, KL(policy || first policy), lengths, repetitions and exact checks.
 """
 
 import argparse
-import datetime
 import json
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +19,7 @@ from eyas_checks import share
 from text_rules import missing_words, sentences
 
 import griffinlm
+from griffinlm.evaluate.record import header, write
 from griffinlm.generation.job import End
 from griffinlm.train.alignment.judge import repeated_runs
 from griffinlm.train.alignment.reward_model import RewardModel
@@ -217,14 +215,12 @@ def main() -> None:
             print(f"\n{kind}\n")
             print_table({name: figures[kind] for name, figures in found.items()})
     if arguments.out is not None:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        date = datetime.date.today().isoformat()
-        command = shlex.join(["python", "recipes/eyas_alignment_checks.py", *sys.argv[1:]])
-        record = {"command": command, "date": date, "griffinlm": griffinlm.__version__, "figures": found}
+        told = [arguments.what, "PAIRS", *arguments.models]
+        told += [] if arguments.most is None else ["--most", str(arguments.most)]
+        record = {**header("recipes/eyas_alignment_checks.py", told), "figures": found}
         if arguments.log is not None:
             record["curves"] = curves(arguments.log)
-        path = arguments.out / f"{date}-eyas_{arguments.what}.json"
-        path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write(record, f"eyas_{arguments.what}", arguments.out)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,12 @@ def processor() -> str:
 
 
 def header(script: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """Command, date, machine and version of a run of a script of the checkout, named as from its root."""
+    """Command, date, machine and version of a run of a script of the checkout, named as from its root.
+
+    Of an absolute path, alone or behind a `=`, the last part is told: where it lies is this machine's affair.
+    """
     return {
-        "command": shlex.join(["python", script, *arguments]),
+        "command": shlex.join(["python", script, *(re.sub(r"(?:^|(?<==))/.*/(?=.)", "", one) for one in arguments)]),
         "date": datetime.date.today().isoformat(),
         "processor": processor(),
         "logical_cores": os.cpu_count(),
