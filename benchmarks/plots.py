@@ -290,7 +290,7 @@ def draw_eyas_checks(record: dict, path: Path) -> None:
     loss.plot(*zip(*record["losses"], strict=True), color=HAWK, linewidth=1.5)
     loss.set_xlabel("step of tuning")
     loss.set_ylabel("nats a token of the answers")
-    colours = dict(zip(record["models"], (OTHER, HAWK, GRIFFIN), strict=False))
+    colours = dict(zip(record["models"], (OTHER, HAWK, GRIFFIN, GEMMA), strict=False))
     figures = (
         ("stories", "words_used", "asked words\nused"),
         ("stories", "name_occurs", "asked name\noccurs"),
