@@ -288,6 +288,12 @@ def test_quantized_on_load_equals_the_quantized_directory(tiny_model_directory, 
             griffinlm.load(tmp_path / "int8", weights=other)
 
 
+def test_the_weights_that_a_directory_holds_may_be_named():
+    bundled = griffinlm.load("eyas-recursive")
+    named = griffinlm.load("eyas-recursive", weights="int8")
+    assert named.identity.fingerprint == bundled.identity.fingerprint
+
+
 def test_bfloat16_weights_run_and_keep_their_own_states(tiny_model_directory, model):
     half = griffinlm.load(tiny_model_directory, weights="bfloat16")
     answer = half.generate(IDS, max_tokens=5, min_tokens=5, seed=1)

@@ -75,21 +75,21 @@ def load(
         raise LoadError(f"adapters is a {type(adapters).__name__}; it must be a table of names and paths")
     if early_exit and num_guesses is not None:
         raise LoadError("tokens can be guessed or leave early, not both")
-    if engine == "auto":
-        engine = "torch" if device != "cpu" or "bfloat16" in (weights, window_dtype) else "onnx"
     checkpoint = open_checkpoint(find_model(path_or_name))
+    exits = _exits_of(checkpoint) if early_exit else None
     paths = {name: _adapter_path(name, path) for name, path in (adapters or {}).items()}
     low_rank = {name: read_low_rank(path, checkpoint.config) for name, path in paths.items() if path.is_dir()}
     terms = {name: low_rank[name].terms if name in low_rank else {} for name in paths}
+    if engine == "auto":
+        needs_torch = device != "cpu" or "bfloat16" in (weights, window_dtype) or (early_exit and any(terms.values()))
+        engine = "torch" if needs_torch else "onnx"
     if engine == "torch":
-        exits = _exits_of(checkpoint) if early_exit else None
         built = _torch_engine(checkpoint, device, weights or "float32", window_dtype, threads, terms, num_guesses)
         if exits is not None:
             built = _torch_with_exits(built, exits)
     else:
         if device != "cpu":
             raise LoadError(f"device is {device!r}; engine onnx runs on the cpu", hint="--engine torch")
-        exits = _exits_of(checkpoint) if early_exit else None
         if exits is not None and any(terms.values()):
             raise LoadError("low-rank adapters have no early exits on engine onnx", hint="--engine torch")
         checkpoint = with_weights(checkpoint, weights)
@@ -150,9 +150,8 @@ def with_weights(checkpoint: Checkpoint, weights: str | None) -> Checkpoint:
     """
     if checkpoint.quantization is not None:
         recipe = checkpoint.quantization.recipe
-        if weights is None or weights == recipe.default.name:
-            return checkpoint
-        if weights != "float32" and recipe_of(weights) == recipe:
+        # Single matrices may be kept in another format, as low-rank terms are.
+        if weights is None or (weights != "float32" and recipe_of(weights).default == recipe.default):
             return checkpoint
         raise LoadError(
             f"weights is {weights!r}; {checkpoint.path} holds {recipe.default.name}",

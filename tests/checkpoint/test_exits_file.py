@@ -48,6 +48,12 @@ def test_confidence_is_the_sigmoid_of_the_heads_score():
         assert given.confidence(normed)[token, loop] == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_least_confidence_is_zero_without_a_warning(recwarn: pytest.WarningsRecorder):
+    given = dataclasses.replace(exits(), bias=np.full(2, -1e4, np.float32))
+    assert not given.confidence(np.zeros((1, 2, LOOPED.width), np.float32)).any()
+    assert not recwarn.list
+
+
 def test_those_of_other_loops_or_another_width_are_refused(tmp_path: Path):
     write_exits(tmp_path, exits())
     two = dataclasses.replace(LOOPED, recursion=RecursionConfig(2))
@@ -75,7 +81,12 @@ def change(path: Path, tensors: dict[str, np.ndarray] | None = None, **metadata:
         ({"quality": "good"}, "is damaged"),
         ({"shares": None}, "is damaged"),
         ({"thresholds": [0.5]}, "3 loops take 2"),
-        ({"thresholds": [0.5, math.nan]}, "has thresholds"),
+        ({"thresholds": [0.5, math.nan]}, r"has thresholds \(0.5, nan\); 3 loops take 2, in 0..inf"),
+        ({"thresholds": [-1, 0.5]}, "has thresholds"),
+        ({"shares": [0.5]}, r"has shares \(0.5,\); 3 loops take 2, in 0..1"),
+        ({"shares": [0.5, 9]}, "has shares"),
+        ({"quality": 7}, "has quality 7.0; it is a share, in 0..1"),
+        ({"quality": math.nan}, "has quality nan"),
     ],
 )
 def test_a_file_with_damaged_facts_is_refused(tmp_path: Path, facts, words):

@@ -198,13 +198,24 @@ def test_states_with_and_without_exits_and_with_other_exits_never_meet(model, di
         store.close()
 
 
+def test_exits_beside_a_low_rank_adapter_are_those_of_torch_where_no_engine_is_named(directory, tmp_path):
+    config = open_checkpoint(directory).config
+    adapters = {"one": write_adapter(tmp_path / "low-rank", config, random_factors(config, 0))}
+    auto, named = (
+        griffinlm.load(directory, engine=engine, early_exit=True, adapters=adapters, threads=1).with_adapter("one")
+        for engine in ("auto", "torch")
+    )
+    found, expected = (one.generate(PROMPTS[0], max_tokens=8, seed=3) for one in (auto, named))
+    assert found.token_ids == expected.token_ids
+
+
 def test_what_cannot_leave_early_is_refused(directory, tiny_model_directory, tmp_path):
     config = open_checkpoint(directory).config
     low_rank = write_adapter(tmp_path / "low-rank", config, random_factors(config, 0))
     with pytest.raises(GriffinError, match="was not trained to do without the tokens that leave"):
         griffinlm.load(tiny_model_directory, early_exit=True)
     with pytest.raises(GriffinError, match="low-rank adapters have no early exits on engine onnx"):
-        griffinlm.load(directory, early_exit=True, adapters={"one": low_rank})
+        griffinlm.load(directory, engine="onnx", early_exit=True, adapters={"one": low_rank})
     with pytest.raises(GriffinError, match="guessed or leave early, not both"):
         griffinlm.load(directory, early_exit=True, num_guesses=2)
     shutil.copytree(directory, tmp_path / "without")

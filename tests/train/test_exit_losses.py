@@ -228,6 +228,13 @@ def test_a_run_trains_skips_says_so_in_its_model_and_resumes_to_the_bit(run):
     assert all((again.tensor(name) == values).all() for name, values in model.tensors())
 
 
+def test_a_run_does_not_go_on_without_its_exits(run):
+    pretrain(run("exits={loss = 'weighted', layers = [1]}"))
+    shutil.rmtree(run().output / "model")
+    with pytest.raises(TrainError, match="a run with another exits"):
+        pretrain(run())
+
+
 def test_a_run_with_layer_dropout_and_exits_behind_layers_learns(run):
     table = "loss = 'layer_skip', layers = [1, 2, 3], curriculum = 'gradual', layer_dropout = 0.2"
     config = run(f"exits={{{table}, dropout_curriculum = 'exponential'}}")

@@ -106,6 +106,20 @@ def test_gradients_equal_those_of_every_document_alone_and_difference_quotients(
         assert quotient == pytest.approx(float(gradient[place]), rel=5e-3, abs=1e-5)
 
 
+def test_a_long_document_makes_no_short_one_long():
+    model, objective = built("griffin")
+    positions = torch.cat([torch.arange(length) for length in (512, *[3] * 100)])[None]
+    num_read = 0
+
+    def count(_, arguments):
+        nonlocal num_read
+        num_read += arguments[0].numel()
+
+    model.embedding.register_forward_pre_hook(count)
+    objective(torch.zeros_like(positions), positions, torch.zeros_like(positions))
+    assert positions.numel() <= num_read < 2 * positions.numel()
+
+
 def test_a_teacher_reads_the_documents_without_a_prefix():
     model, teacher = random_model(CONFIGS["griffin"], 0).double(), random_model(CONFIGS["griffin"], 1).double()
     inner = Distillation(model, teacher, 5, 1.0)
@@ -159,8 +173,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(run):
     found = [entry["loss"] for entry in entries if "loss" in entry]
     assert found[-1] < found[0]
     shutil.rmtree(resumed.output / "model")
-    with pytest.raises(TrainError, match="a run with another prefix_tokens"):
-        pretrain(run("output=resumed", "prefix_tokens=5"))
+    for changes in (["prefix_tokens=5"], []):
+        with pytest.raises(TrainError, match="a run with another prefix_tokens"):
+            pretrain(run("output=resumed", *changes))
 
 
 def test_a_prefix_with_exits_or_longer_than_the_run_is_refused(run):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +49,8 @@ class Exits:
         """[N, R - 1] of what is behind the loops after the final norm, [N, R - 1, D]."""
         hidden = np.einsum("nld,lhd->nlh", normed, self.inner, optimize=True) + self.inner_bias
         score = np.einsum("nlh,lh->nl", np.maximum(hidden, 0.0), self.weights) + self.bias
-        return 1.0 / (1.0 + np.exp(-score))
+        with np.errstate(over="ignore"):  # 1 / infinity is the 0 that is meant
+            return 1.0 / (1.0 + np.exp(-score))
 
     def digest(self) -> str:
         """SHA-256 of all that decides which tokens leave."""
@@ -125,5 +127,9 @@ def _check(path: Path, exits: Exits, config: ModelConfig) -> None:
             )
         if not np.isfinite(values).all():
             raise CheckpointError(f"{path} holds NaN or infinity in {name}")
-    if len(exits.thresholds) != num_loops - 1 or not all(threshold >= 0 for threshold in exits.thresholds):
-        raise CheckpointError(f"{path} has thresholds {exits.thresholds}; {num_loops} loops take {num_loops - 1}")
+    for name, values, most in (("thresholds", exits.thresholds, math.inf), ("shares", exits.shares, 1.0)):
+        if len(values) != num_loops - 1 or not all(0 <= value <= most for value in values):
+            allowed = f"{num_loops} loops take {num_loops - 1}, in 0..{most:g}"
+            raise CheckpointError(f"{path} has {name} {str(values)[:60]}; {allowed}")
+    if not 0 <= exits.quality <= 1:
+        raise CheckpointError(f"{path} has quality {exits.quality}; it is a share, in 0..1")

@@ -57,8 +57,8 @@ def estimate(
     """Tell the memory, time and cost of a training run.
 
     Operations are counted from the configuration: attention by its window, layers that loop in every loop, the head
-    behind every exit, and a teacher's reading. Memory is that of one device, weights,
-    gradients and optimizer divided among all, with activations kept and with gradient checkpointing.
+    behind every exit, and a teacher's reading. Memory is that of one device, weights, gradients and optimizer divided
+    among all, with activations kept and with gradient checkpointing. What a prefix adds is not counted.
     """
     from griffinlm.train.estimate import DEVICES, parse_count, read_plan
     from griffinlm.train.estimate import estimate as compute

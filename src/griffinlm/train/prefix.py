@@ -65,16 +65,27 @@ class PrefixObjective(Objective):
         return {"loss": loss if num_items_in_batch is None else loss / num_items_in_batch}
 
     def _hidden(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """[B T, D] after the final norm."""
-        document = (positions == 0).flatten().cumsum(0).view_as(positions) - 1
-        shape = int(document.max()) + 1, int(positions.max()) + 1
+        """[B T, D] after the final norm, zeros at padding."""
         is_real = positions >= 0
-        place = document[is_real], positions[is_real]
+        document = (positions == 0).flatten().cumsum(0).view_as(positions) - 1
+        # Documents are read with those of like length, so that less than half of what is read is padding.
+        size = document[is_real].bincount().double().log2().ceil()[document]
+        groups = [is_real & (size == one) for one in size[is_real].unique()]
+        read = [self._apart(tokens[group], positions[group], document[group]) for group in groups]
+        x = read[0].new_zeros(*tokens.shape, read[0].shape[-1])
+        for group, part in zip(groups, read, strict=True):
+            x[group] = part
+        return x.flatten(0, 1)
+
+    def _apart(self, tokens: Tensor, positions: Tensor, document: Tensor) -> Tensor:
+        """The same [N, D] of tokens [N], a row for each of their documents."""
+        row = document.unique(return_inverse=True)[1]
+        shape = int(row.max()) + 1, int(positions.max()) + 1
         state = self.prefix.state(shape[0])
         apart, where = tokens.new_zeros(shape), positions.new_full(shape, -1)
-        apart[place], where[place] = tokens[is_real], positions[is_real] + state.num_tokens[0]
+        apart[row, positions], where[row, positions] = tokens, positions + state.num_tokens[0]
         x = hidden(self.griffin, apart, where, self.block_call, state).view(*shape, -1)
-        return x[document, positions.clamp(min=0)].flatten(0, 1)
+        return x[row, positions]
 
 
 def write_prefix(model: LanguageModel, prefix: TunedState, path: Path) -> None:
