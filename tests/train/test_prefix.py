@@ -178,8 +178,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(run):
             pretrain(run("output=resumed", *changes))
 
 
-def test_a_prefix_with_exits_or_longer_than_the_run_is_refused(run):
+def test_a_prefix_with_exits_or_a_grid_or_longer_than_the_run_is_refused(run):
     with pytest.raises(TrainError, match="prefix_tokens is given with exits"):
         run("prefix_tokens=6", "exits.loss=weighted")
+    with pytest.raises(TrainError, match="prefix_tokens is given with quantization_aware"):
+        run("prefix_tokens=6", "quantization_aware=int8")
     with pytest.raises(TrainError, match="prefix_tokens is 1153; the run reads 1152 tokens"):
         run("prefix_tokens=1153")

@@ -279,6 +279,8 @@ def _checked(config: PretrainConfig) -> PretrainConfig:
         raise TrainError(f"teacher_share is {config.teacher_share}; there is no teacher")
     if config.prefix_tokens is not None and config.exits is not None:
         raise TrainError("prefix_tokens is given with exits; a run has one of the two")
+    if config.prefix_tokens is not None and config.quantization_aware is not None:
+        raise TrainError("prefix_tokens is given with quantization_aware; a prefix is a state of float32 weights")
     num_tokens = config.num_steps * config.step_tokens
     if config.prefix_tokens is not None and config.prefix_tokens > num_tokens:
         raise TrainError(f"prefix_tokens is {config.prefix_tokens}; the run reads {num_tokens} tokens")
