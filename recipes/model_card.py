@@ -129,7 +129,7 @@ writes simple stories that hold together for some sentences, and knows nothing. 
 | state | {model.new_state().nbytes:,} bytes a conversation in float32, at any length |
 | vocabulary | {config.vocab_size:,}, byte-level BPE with Gemma's turn tokens and chat template |
 | tokens seen | {tokens_seen:,} |
-| trained by | `recipes/train_tokenizer.py`, then `recipes/train_eyas.py DATA WORK --stable-steps 1100 --anneal-steps 400 --compile`; card and figures by `recipes/model_card.py`, {time.strftime("%Y-%m-%d")} |
+| trained by | `recipes/train_tokenizer.py`, then `recipes/train_eyas.py DATA WORK --stable-steps 1100 --anneal-steps 400`; card and figures by `recipes/model_card.py`, {time.strftime("%Y-%m-%d")} |
 
 ## Held-out bits per byte
 

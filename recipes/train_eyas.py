@@ -1,6 +1,6 @@
 r"""Trains the bundled model: packed documents, Muon and AdamW, a stable stage, an anneal. Resumes if cut off.
 
-    python recipes/train_eyas.py DATA WORK --stable-steps 1100 --anneal-steps 400 --compile
+    python recipes/train_eyas.py DATA WORK --stable-steps 1100 --anneal-steps 400
 
 DATA holds pretrain/ and sft/, WORK the tokenizer (recipes/train_tokenizer.py); token files, checkpoint.pt, log.jsonl
 and at the end the model directory WORK/eyas are written there. Where the token files and held_out.json lie there
@@ -35,9 +35,11 @@ from griffinlm.config import ModelConfig
 from griffinlm.model import Griffin
 from griffinlm.model.state import to_array
 from griffinlm.presets import GRIFFIN_PATTERN, HAWK_PATTERN, TRANSFORMER_PATTERN
+from griffinlm.train.objective import Objective
 
 SEQUENCE_TOKENS = 1024
 SEED = 0
+LOSS_CHUNK_TOKENS = 2048
 WARM_UP_STEPS = 100
 MATRIX_LEARNING_RATE = 0.02
 OTHER_LEARNING_RATE = 2e-3
@@ -105,7 +107,10 @@ def chat_texts(data: Path) -> Iterator[str]:
 
 
 class Mixture:
-    """Batches drawn from token files by weight; the batch of a step is a function of the step alone."""
+    """Batches drawn from token files by weight; the batch of a step is a function of the step alone.
+
+    That a document ends is learned, that the next one begins is not.
+    """
 
     def __init__(self, files: dict[str, np.ndarray], weights: dict[str, float], bos: int, num_rows: int) -> None:
         self.num_rows = num_rows
@@ -114,7 +119,7 @@ class Mixture:
         self.bos = bos
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Tokens, positions and targets, [rows, tokens] each."""
+        """Tokens, positions and labels, [rows, tokens] each; -100 is no label."""
         random = np.random.default_rng([SEED, step])
         rows = np.empty((self.num_rows, SEQUENCE_TOKENS + 1), np.int64)
         for row, source in zip(rows, random.choice(len(self.files), self.num_rows, p=self.shares), strict=True):
@@ -124,14 +129,8 @@ class Mixture:
         tokens = rows[:, :-1]
         index = np.broadcast_to(np.arange(SEQUENCE_TOKENS), tokens.shape)
         started = np.maximum.accumulate(np.where(tokens == self.bos, index, 0), axis=1)
-        return torch.from_numpy(tokens.copy()), torch.from_numpy(index - started), torch.from_numpy(rows[:, 1:].copy())
-
-
-def loss_of(logits: torch.Tensor, targets: torch.Tensor, bos: int) -> torch.Tensor:
-    """Mean cross-entropy in nats; that a document ends is learned, that the next one begins is not."""
-    return torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1), targets.masked_fill(targets == bos, -100).flatten(), ignore_index=-100
-    )
+        labels = np.where(rows[:, 1:] == self.bos, -100, rows[:, 1:])
+        return torch.from_numpy(tokens.copy()), torch.from_numpy(index - started), torch.from_numpy(labels)
 
 
 def learning_rate_factor(step: int, stable_steps: int, anneal_steps: int) -> float:
@@ -237,8 +236,11 @@ def arguments_of_run() -> argparse.Namespace:
     parser.add_argument("--stable-steps", type=int, required=True)
     parser.add_argument("--anneal-steps", type=int, required=True)
     parser.add_argument("--save-every", type=int, default=200)
-    parser.add_argument("--compile", action="store_true", help="compile blocks and loss (needs a C++ compiler)")
-    return parser.parse_args()
+    parser.add_argument("--compile", action="store_true", help="compile the blocks, for --device cuda")
+    arguments = parser.parse_args()
+    if arguments.compile and arguments.device == "cpu":
+        parser.error("--compile is for --device cuda; blocks are fast on a CPU as they are, and take long to compile")
+    return arguments
 
 
 def held_out_texts(data: Path, work: Path) -> dict[str, list[str]]:
@@ -280,9 +282,8 @@ def main() -> None:
         for stepper, content in zip(steppers, kept["optimizers"], strict=True):
             stepper.load_state_dict(content)
         first = kept["step"]
-    loss_function = loss_of
+    objective = Objective(model, LOSS_CHUNK_TOKENS)
     if arguments.compile:
-        loss_function = torch.compile(loss_of, dynamic=False)
         for layer in model.layers:
             layer.compile()
 
@@ -293,10 +294,9 @@ def main() -> None:
             for group, value in zip(stepper.param_groups, values, strict=True):
                 group["lr"] = value * factor
         mixture = stable if step < arguments.stable_steps else anneal
-        tokens, positions, targets = (tensor.to(device) for tensor in mixture.batch(step))
+        tokens, positions, labels = (tensor.to(device) for tensor in mixture.batch(step))
         with torch.autocast(device, torch.bfloat16):
-            logits, _ = model(tokens, positions=positions)
-        loss = loss_function(logits, targets, bos)
+            loss = objective(tokens, positions, labels, (labels >= 0).sum())["loss"]
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for stepper in steppers:

@@ -1,5 +1,6 @@
 """The protocol between whoever turns requests into tokens and whoever owns the memory of the model."""
 
+from abc import abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -136,6 +137,46 @@ class WithdrawingExecutor(LoopExecutor, Protocol):
     def withdraw(self, slot: int) -> None:
         """Makes the slot as it was before its token entered the loops; nothing where none is on its way."""
         ...
+
+
+class SettledSlots:
+    """In front of an executor's class: whatever else looks at a slot finds the tokens on their way read whole.
+
+    What is under way in a slot that is set back or released is forgotten.
+    """
+
+    def prefill(
+        self, slots: Sequence[int], tokens: np.ndarray, positions: np.ndarray | None, logits: LogitsChoice
+    ) -> np.ndarray | None:
+        self._settle(slots)
+        return self._next_class().prefill(slots, tokens, positions, logits)
+
+    def mark(self, slot: int) -> Any:
+        self._settle([slot])
+        return self._next_class().mark(slot)
+
+    def rollback(self, slot: int, mark: Any) -> None:
+        self._forget(slot)
+        self._next_class().rollback(slot, mark)
+
+    def export_state(self, slot: int) -> dict[str, np.ndarray]:
+        self._settle([slot])
+        return self._next_class().export_state(slot)
+
+    def release(self, slot: int) -> None:
+        self._forget(slot)
+        self._next_class().release(slot)
+
+    def _next_class(self) -> Any:
+        return super()
+
+    @abstractmethod
+    def _settle(self, slots: Sequence[int]) -> None:
+        """Reads the slots' tokens whole."""
+
+    @abstractmethod
+    def _forget(self, slot: int) -> object:
+        """Drops what is under way in a slot."""
 
 
 class DraftingExecutor(Executor, Protocol):

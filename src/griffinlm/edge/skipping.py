@@ -13,8 +13,8 @@ from griffinlm.edge.engine import activation_levels, new_session, require_room
 from griffinlm.edge.executor import OnnxExecutor
 from griffinlm.edge.loops import NORMED, OUT, build_head_graph, build_last_graph, build_loop_graph
 from griffinlm.edge.model import NEW
-from griffinlm.edge.slots import Mark, num_used_slots
-from griffinlm.executor import LogitsChoice, check_prefill
+from griffinlm.edge.slots import num_used_slots
+from griffinlm.executor import SettledSlots, check_prefill
 
 if TYPE_CHECKING:
     from griffinlm.edge.engine import OnnxEngine
@@ -54,7 +54,7 @@ class _Change(NamedTuple):
     """[n, ...]."""
 
 
-class OnnxSkippingExecutor(OnnxExecutor):
+class OnnxSkippingExecutor(SettledSlots, OnnxExecutor):
     """The onnx form of `griffinlm.executor.WithdrawingExecutor` for a model that skips.
 
     Rows at all depths are one call of the shared layers. Their states are copied together for it, since the loops of a
@@ -122,28 +122,6 @@ class OnnxSkippingExecutor(OnnxExecutor):
             kept[... if change.places is None else change.places[place]] = change.before[place]
         self._states.num_tokens[row] -= 1
         self._forget(slot)
-
-    def prefill(
-        self, slots: Sequence[int], tokens: np.ndarray, positions: np.ndarray | None, logits: LogitsChoice
-    ) -> np.ndarray | None:
-        self._settle(slots)
-        return super().prefill(slots, tokens, positions, logits)
-
-    def mark(self, slot: int) -> Mark:
-        self._settle([slot])
-        return super().mark(slot)
-
-    def rollback(self, slot: int, mark: Mark) -> None:
-        self._forget(slot)
-        super().rollback(slot, mark)
-
-    def export_state(self, slot: int) -> dict[str, np.ndarray]:
-        self._settle([slot])
-        return super().export_state(slot)
-
-    def release(self, slot: int) -> None:
-        self._forget(slot)
-        super().release(slot)
 
     def _settle(self, slots: Sequence[int]) -> None:
         """Ends the way of the slots' tokens through all loops."""

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from griffinlm.executor import ExecutorError, LogitsChoice, check_prefill
+from griffinlm.executor import ExecutorError, SettledSlots, check_prefill
 from griffinlm.model.blocks import Layout, ResidualBlock
 from griffinlm.model.executor import TorchExecutor
-from griffinlm.model.griffin import GriffinState
 from griffinlm.model.low_rank import RowTerms
 from griffinlm.model.shared_block import Segment, Segments, run_together
 
@@ -26,7 +25,7 @@ MAX_OWED_TOKENS = 32
 """In front of a loop. A token that finds so many may not leave there, which bounds what a later one must wait for."""
 
 
-class TorchLoopExecutor(TorchExecutor):
+class TorchLoopExecutor(SettledSlots, TorchExecutor):
     """The torch form of `griffinlm.executor.LoopExecutor`. Layers behind the loops belong to the last one.
 
     In front of every loop of every slot stand the tokens that it has not read, oldest first: those that are owed to
@@ -95,34 +94,12 @@ class TorchLoopExecutor(TorchExecutor):
         """Tokens, counted once for every loop that has not read them."""
         return sum(len(unread) for unread in self._unread[slot])
 
-    def prefill(
-        self, slots: Sequence[int], tokens: np.ndarray, positions: np.ndarray | None, logits: LogitsChoice
-    ) -> np.ndarray | None:
-        self._catch_up(slots)
-        return super().prefill(slots, tokens, positions, logits)
-
-    def mark(self, slot: int) -> GriffinState:
-        self._catch_up([slot])
-        return super().mark(slot)
-
-    def rollback(self, slot: int, mark: GriffinState) -> None:
-        self._forget(slot)
-        super().rollback(slot, mark)
-
-    def export_state(self, slot: int) -> dict[str, np.ndarray]:
-        self._catch_up([slot])
-        return super().export_state(slot)
-
-    def release(self, slot: int) -> None:
-        self._forget(slot)
-        super().release(slot)
-
     def _forget(self, slot: int) -> None:
         self._unread[slot] = [self._nothing] * self.num_loops
         self._newest[slot], self._depth[slot] = self._nothing, 0
 
     @torch.inference_mode()
-    def _catch_up(self, slots: Sequence[int]) -> None:
+    def _settle(self, slots: Sequence[int]) -> None:
         """Reads what is owed, so that the state is that of full depth."""
         for loop in range(self.num_loops):
             owing = [slot for slot in slots if len(self._unread[slot][loop])]

@@ -7,10 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from griffinlm.executor import ExecutorError, LogitsChoice, check_tokens, require_capacity
+from griffinlm.executor import ExecutorError, SettledSlots, check_tokens, require_capacity
 from griffinlm.model.blocks import Layout, ResidualBlock
 from griffinlm.model.executor import TorchExecutor
-from griffinlm.model.griffin import GriffinState
 from griffinlm.model.loops import ExitRule
 from griffinlm.model.low_rank import RowTerms
 from griffinlm.model.stacked_block import Change, Rows, StackedBlock
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from griffinlm.model.engine import TorchEngine
 
 
-class TorchSkippingExecutor(TorchExecutor):
+class TorchSkippingExecutor(SettledSlots, TorchExecutor):
     """A `griffinlm.executor.LoopExecutor` of a model that skips: a loop is one call of one token a row.
 
     The states of a shared layer lie together, loop by loop, so that rows at all depths read and write them by their
@@ -111,28 +110,6 @@ class TorchSkippingExecutor(TorchExecutor):
                 change.take_back(row)
         self.state.num_tokens[slot] -= 1
         self._forget(slot)
-
-    def prefill(
-        self, slots: Sequence[int], tokens: np.ndarray, positions: np.ndarray | None, logits: LogitsChoice
-    ) -> np.ndarray | None:
-        self._settle(slots)
-        return super().prefill(slots, tokens, positions, logits)
-
-    def mark(self, slot: int) -> GriffinState:
-        self._settle([slot])
-        return super().mark(slot)
-
-    def rollback(self, slot: int, mark: GriffinState) -> None:
-        self._forget(slot)
-        super().rollback(slot, mark)
-
-    def export_state(self, slot: int) -> dict[str, np.ndarray]:
-        self._settle([slot])
-        return super().export_state(slot)
-
-    def release(self, slot: int) -> None:
-        self._forget(slot)
-        super().release(slot)
 
     @torch.inference_mode()
     def _settle(self, slots: Sequence[int]) -> None:

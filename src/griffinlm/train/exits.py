@@ -15,10 +15,10 @@ from griffinlm.model.passage import read_with_skips
 from griffinlm.train.curricula import dropout_rate, enabled_exits, exit_weights
 from griffinlm.train.distillation import head_of
 from griffinlm.train.exits_config import ExitsConfig
-from griffinlm.train.objective import Objective
+from griffinlm.train.objective import Objective, ObjectiveAround, row_positions
 
 
-class ExitObjective(Objective):
+class ExitObjective(ObjectiveAround):
     """Another objective's loss, taken at every exit by the same head, and added up.
 
         weighted:    sum of i L_i / sum of i over the exits i = 1, 2, ... that a token goes through, the last included
@@ -32,9 +32,8 @@ class ExitObjective(Objective):
 
     def __init__(self, objective: Objective, exits: ExitsConfig, num_steps: int) -> None:
         """Args: `num_steps` of the whole run, of which `step` says where it stands."""
-        super().__init__(objective.griffin, objective.loss_chunk_tokens)
-        # In a tuple, so that the model is not found twice.
-        self._inner, self._exits, self._num_steps = (objective,), exits, num_steps
+        super().__init__(objective)
+        self._exits, self._num_steps = exits, num_steps
         self.step = 0
         config = self.griffin.config
         width, num_layers = config.num_shared_layers, config.num_layers
@@ -42,21 +41,14 @@ class ExitObjective(Objective):
         self._layers = self._layers if len(self._layers) > 1 else [*exits.layers, num_layers]
         """Behind how many layers the exits stand, the last one at full depth."""
 
-    def train(self, mode: bool = True) -> "ExitObjective":
-        self._inner[0].train(mode)
-        return super().train(mode)
-
     def forward(
         self, tokens: Tensor, positions: Tensor | None, labels: Tensor, num_items_in_batch: Tensor | int | None = None
     ) -> dict[str, Tensor]:
         """The loss of rows [B, T] over `num_items_in_batch` labels; the sum over labels if that is None."""
-        (inner,) = self._inner
         if not self.training:
-            return inner(tokens, positions, labels, num_items_in_batch)
-        expected = inner.expected(tokens, positions)
-        if positions is None:
-            positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        behind, depth = self._behind_exits(tokens, positions)
+            return self.inner(tokens, positions, labels, num_items_in_batch)
+        expected = self.inner.expected(tokens, positions)
+        behind, depth = self._behind_exits(tokens, row_positions(tokens, positions))
         loss = self._added_up(behind, depth.flatten(), labels.flatten(), expected)
         return {"loss": loss if num_items_in_batch is None else loss / num_items_in_batch}
 
@@ -65,7 +57,7 @@ class ExitObjective(Objective):
 
         Tokens that go through equally many exits have equal weights, so they are taken together.
         """
-        (inner,), griffin, head = self._inner, self.griffin, head_of(self.griffin)
+        inner, griffin, head = self.inner, self.griffin, head_of(self.griffin)
         enabled = enabled_exits(self._exits, self._layers, self.step, self._num_steps)
         loss = behind[0].new_zeros((), dtype=torch.promote_types(behind[0].dtype, torch.float32))
         for last in range(1, len(behind) + 1):

@@ -1,5 +1,7 @@
 """What pretraining minimises: the cross-entropy of the next token."""
 
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
@@ -50,6 +52,29 @@ class Objective(nn.Module):
         """
         weight, cap = self.griffin.embedding.weight, self.griffin.config.logit_soft_cap
         return cross_entropy(x, weight, labels, cap, self.loss_chunk_tokens)
+
+
+class ObjectiveAround(Objective):
+    """An objective that takes another one's losses in a way of its own."""
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__(objective.griffin, objective.loss_chunk_tokens)
+        # In a tuple, so that the model is not found twice.
+        self._inner = (objective,)
+
+    @property
+    def inner(self) -> Objective:
+        """The other one."""
+        return self._inner[0]
+
+    def train(self, mode: bool = True) -> Self:
+        self.inner.train(mode)
+        return super().train(mode)
+
+
+def row_positions(tokens: Tensor, positions: Tensor | None) -> Tensor:
+    """Positions of rows [B, T]; every row is one document where they are not given."""
+    return torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens) if positions is None else positions
 
 
 def hidden(

@@ -11,7 +11,7 @@ from griffinlm.model import Griffin
 from griffinlm.model.state import new_state, to_named, to_numpy
 from griffinlm.state import State
 from griffinlm.train.errors import TrainError
-from griffinlm.train.objective import Objective, hidden
+from griffinlm.train.objective import Objective, ObjectiveAround, hidden, row_positions
 from griffinlm.train.state_tuning import TunedState
 
 PREFIX_FILE = "prefix.safetensors"
@@ -37,31 +37,23 @@ def build_prefix(griffin: Griffin, tokens: Sequence[int], row_tokens: int) -> Tu
     return TunedState(config, state, BLOCK_ARRAYS)
 
 
-class PrefixObjective(Objective):
+class PrefixObjective(ObjectiveAround):
     """Another objective's loss of documents that all begin from a prefix, in training and in evaluation.
 
     Documents of a row lie in rows of their own while they are read, since a state stands in front of a row.
     """
 
     def __init__(self, objective: Objective, prefix: TunedState) -> None:
-        super().__init__(objective.griffin, objective.loss_chunk_tokens)
+        super().__init__(objective)
         self.prefix = prefix
-        # In a tuple, so that the model is not found twice.
-        self._inner = (objective,)
-
-    def train(self, mode: bool = True) -> "PrefixObjective":
-        self._inner[0].train(mode)
-        return super().train(mode)
 
     def forward(
         self, tokens: Tensor, positions: Tensor | None, labels: Tensor, num_items_in_batch: Tensor | int | None = None
     ) -> dict[str, Tensor]:
         """As of `Objective`; every row begins with a document, and padding stands at its end."""
-        (inner,) = self._inner
-        expected = inner.expected(tokens, positions)
-        if positions is None:
-            positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        loss = inner.loss_of(self._hidden(tokens, positions), labels.flatten(), expected)
+        expected = self.inner.expected(tokens, positions)
+        x = self._hidden(tokens, row_positions(tokens, positions))
+        loss = self.inner.loss_of(x, labels.flatten(), expected)
         return {"loss": loss if num_items_in_batch is None else loss / num_items_in_batch}
 
     def _hidden(self, tokens: Tensor, positions: Tensor) -> Tensor:
