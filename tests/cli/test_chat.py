@@ -29,6 +29,16 @@ def test_answers_to_piped_lines_are_those_of_the_conversation(chat, tiny_model_d
     assert chat("the hawk\n\n  \ngrün".encode()) == (0, expected, "")
 
 
+@pytest.mark.parametrize(
+    ("option", "loaded"), [("--early-exit", {"early_exit": True}), ("--speculate=2", {"num_guesses": 2})]
+)
+def test_tokens_that_leave_early_or_were_guessed_are_those_of_the_conversation(griffin, option, loaded):
+    conversation = Conversation(griffinlm.load("eyas-recursive", **loaded), max_tokens=9, temperature=0)
+    expected = "".join(conversation.say("the hawk")) + "\n"
+    run = griffin("chat", "--model", "eyas-recursive", *OPTIONS, option, stdin=b"the hawk")
+    assert run == (0, expected, "")
+
+
 def test_exit_ends_the_conversation(chat):
     assert chat(b"the hawk\n/exit\nthe hill\n") == chat(b"the hawk\n")
     assert chat(b" /exit \n") == chat(b"") == (0, "", "")

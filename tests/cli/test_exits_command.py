@@ -63,6 +63,14 @@ def test_equal_texts_give_equal_bits(griffin, looped, text):
     assert files[0] == files[1]
 
 
+def test_a_converted_and_a_quantized_model_keep_their_exits(griffin, looped, text, tmp_path):
+    griffin("exits", looped, "--text", text)
+    for name, command in (("half", ("convert", "--to", "griffinlm", "--dtype", "float16")), ("int8", ("quantize",))):
+        run = griffin(command[0], looped, tmp_path / name, *command[1:])
+        assert (run.status, run.err) == (0, "")
+        assert (tmp_path / name / EXITS_FILE).read_bytes() == (looped / EXITS_FILE).read_bytes()
+
+
 def test_the_table_has_a_line_for_every_loop_but_the_last(griffin, looped, text):
     run = griffin("exits", looped, "--text", text)
     lines = run.out.splitlines()

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,6 +110,12 @@ def read_exits(directory: Path | str, config: ModelConfig) -> Exits | None:
         raise CheckpointError(f"{path} is damaged: {error!r:.200}") from error
     _check(path, exits, config)
     return exits
+
+
+def copy_exits(source: Path, destination: Path) -> None:
+    """Copies a checkpoint directory's file of exits into another one, where it has one."""
+    if (source / EXITS_FILE).is_file():
+        shutil.copyfile(source / EXITS_FILE, destination / EXITS_FILE)
 
 
 _SHAPES = {"inner": "lhd", "inner_bias": "lh", "weights": "lh", "bias": "l"}

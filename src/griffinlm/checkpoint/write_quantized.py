@@ -11,6 +11,7 @@ import numpy as np
 from griffinlm.checkpoint.checkpoint import Checkpoint, WeightsDigest, file_checksum
 from griffinlm.checkpoint.config_file import CONFIG_FILE, our_fields
 from griffinlm.checkpoint.errors import CheckpointError
+from griffinlm.checkpoint.exits import copy_exits
 from griffinlm.checkpoint.initial import initial_tensor, initial_variance
 from griffinlm.checkpoint.new_directory import new_directory, require_free
 from griffinlm.checkpoint.quantization_record import Method, Quantization
@@ -83,8 +84,7 @@ def write_quantized(
             yield name + SCALES, stored.scales
 
     method: Method = "clip" if input_energy is None else "activation"
-    tokenizer = checkpoint.tokenizer_directory
-    _write(checkpoint.config, recipe, tensors(), method, digest.hexdigest, Path(destination), tokenizer, shard_bytes)
+    _write(checkpoint.config, recipe, tensors(), method, digest.hexdigest, Path(destination), checkpoint, shard_bytes)
     return reports
 
 
@@ -156,14 +156,16 @@ def _write(
     method: Method,
     source_digest: Callable[[], str | None],
     destination: Path,
-    tokenizer: Path | None,
+    source: Checkpoint | None,
     shard_bytes: int,
 ) -> None:
-    """Writes the directory; the digest is asked for when all tensors have passed."""
+    """Writes the directory, with tokenizer and exits of the source; the digest is asked for behind the tensors."""
     with new_directory(destination) as directory:
         write_safetensors(directory, tensors, {"format": "pt"}, shard_bytes)
         files = sorted(directory.glob("*.safetensors"))
         quantization = Quantization(recipe, method, source_digest(), {file.name: file_checksum(file) for file in files})
-        if tokenizer is not None:
-            copy_tokenizer(tokenizer, directory)
+        if source is not None and source.tokenizer_directory is not None:
+            copy_tokenizer(source.tokenizer_directory, directory)
+        if source is not None:
+            copy_exits(source.path, directory)
         (directory / CONFIG_FILE).write_text(json.dumps(our_fields(config, quantization), indent=2) + "\n")

@@ -35,6 +35,8 @@ def chat(
     stop: o.Stop = None,
     seed: o.Seed = None,
     adapter: o.Adapter = None,
+    speculate: o.Speculate = None,
+    early_exit: o.EarlyExit = False,
     threads: o.Threads = None,
 ) -> None:
     """Talk with a model that has a chat template.

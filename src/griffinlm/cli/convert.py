@@ -1,6 +1,7 @@
 """griffin convert: a checkpoint into another format, or random weights of a preset."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -26,6 +27,8 @@ class _Source(NamedTuple):
     config: "ModelConfig"
     tensors: "Iterator[tuple[str, np.ndarray]]"
     tokenizer_directory: Path | None
+    directory: Path | None
+    """What is read, if anything is."""
 
 
 def convert(
@@ -74,6 +77,7 @@ def convert(
         source = _opened(paths[0], preset, config)
 
     from griffinlm.checkpoint import write_checkpoint
+    from griffinlm.checkpoint.exits import copy_exits
     from griffinlm.progress import progress
 
     num_tensors = len(source.config.parameter_shapes())
@@ -84,6 +88,7 @@ def convert(
         to or "griffinlm",  # pyright: ignore[reportArgumentType]  (write_checkpoint refuses an unknown format)
         dtype,
         source.tokenizer_directory,
+        write_rest=None if source.directory is None else partial(copy_exits, source.directory),
     )
     if as_json:
         print_json({"path": paths[-1], "format": to or "griffinlm", "tensors": num_tensors})
@@ -109,7 +114,7 @@ def _opened(source: str, preset: str | None, config_file: Path | None) -> _Sourc
     elif config_file is not None:
         config = read_config_file(config_file).config
     checkpoint = open_checkpoint(find_model(source), config)
-    return _Source(checkpoint.config, checkpoint.tensors(), checkpoint.tokenizer_directory)
+    return _Source(checkpoint.config, checkpoint.tensors(), checkpoint.tokenizer_directory, checkpoint.path)
 
 
 def _drawn(preset: str, seed: int) -> _Source:
@@ -117,4 +122,4 @@ def _drawn(preset: str, seed: int) -> _Source:
     from griffinlm.config import ModelConfig
 
     config = ModelConfig.preset(preset)
-    return _Source(config, initial_tensors(config, seed), None)
+    return _Source(config, initial_tensors(config, seed), None, None)

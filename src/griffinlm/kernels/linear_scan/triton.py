@@ -61,28 +61,33 @@ def _num_real(lengths_ptr, row, num_tokens):
 
 
 @triton.jit
-def _compose(product, end, later_product, later_end):
-    """h -> product h + end, and after it h -> later_product h + later_end, as one."""
-    return product * later_product, later_product * end + later_end
+def _compose(product, end, before_product, before_end, later_product, later_end, later_before_product, later_before_end):
+    """h -> product h + end, and after it h -> later_product h + later_end, as one; and the same without the last one."""
+    return (
+        product * later_product,
+        later_product * end + later_end,
+        product * later_before_product,
+        later_before_product * end + later_before_end,
+    )
 
 
 @triton.jit
 def _entering(product, end, carry, GROUPS: tl.constexpr):
     """What enters each group [G, L], and of all groups together what leaves them and their product [1, L].
 
-    A group that h enters is left by product h + end; carry enters the first.
+    A group that h enters is left by product h + end; carry enters the first. What stands before each group comes out
+    of the scan itself: a shift of its result would be computed in a second layout, and with it all that it comes from.
     """
     if GROUPS == 1:
         return carry, product * carry + end, product
     else:
-        groups = tl.arange(0, GROUPS)[:, None]
-        products, ends = tl.associative_scan((product, end), 0, _compose)
-        leaving = products * carry + ends
-        before = tl.broadcast_to(tl.maximum(groups - 1, 0), leaving.shape)
-        entering = tl.where(groups == 0, carry, tl.gather(leaving, before, 0))
-        is_last = groups == GROUPS - 1
-        carry = tl.sum(tl.where(is_last, leaving, 0.0), axis=0, keep_dims=True)
-        return entering, carry, tl.sum(tl.where(is_last, products, 0.0), axis=0, keep_dims=True)
+        nothing = tl.zeros_like(product)
+        pairs = (product, end, nothing + 1.0, nothing)
+        products, ends, before_products, before_ends = tl.associative_scan(pairs, 0, _compose)
+        is_last = tl.arange(0, GROUPS)[:, None] == GROUPS - 1
+        leaving = tl.sum(tl.where(is_last, products * carry + ends, 0.0), axis=0, keep_dims=True)
+        product_of_all = tl.sum(tl.where(is_last, products, 0.0), axis=0, keep_dims=True)
+        return before_products * carry + before_ends, leaving, product_of_all
 
 
 @triton.jit
