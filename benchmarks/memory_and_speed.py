@@ -79,6 +79,7 @@ class WatchedEngine:
     def __init__(self, engine: Engine, watch: Watch) -> None:
         self._engine, self._watch = engine, watch
         self.config, self.precision, self.window_dtype = engine.config, engine.precision, engine.window_dtype
+        self.num_spare_rows = engine.num_spare_rows
 
     def executor(self, num_slots: int, capacity: int | None = None) -> Any:
         return WatchedExecutor(self._engine.executor(num_slots, capacity), self._watch)

@@ -206,6 +206,8 @@ class Engine(Protocol):
     """Type of weights and activations."""
     window_dtype: str
     """Type of attention's keys and values in the state."""
+    num_spare_rows: int
+    """States that an executor keeps beside those of its slots."""
 
     def executor(self, num_slots: int, capacity: int | None = None) -> Executor:
         """New slots, all empty."""

@@ -24,13 +24,14 @@ def test_a_budget_without_room_for_a_slot_is_refused_with_the_numbers():
     state_bytes=st.integers(1, 1 << 30),
     num_states=st.integers(5, 1000),
     num_places=st.integers(1, 4),
+    num_spare_rows=st.integers(0, 1),
     rest=st.integers(0, (1 << 30) - 1),
     data=st.data(),
 )
-def test_slots_places_and_store_fill_the_budget(state_bytes, num_states, num_places, rest, data):
-    budget_bytes = (num_states + num_places) * state_bytes + rest % state_bytes
+def test_slots_places_and_store_fill_the_budget(state_bytes, num_states, num_places, num_spare_rows, rest, data):
+    budget_bytes = (num_states + num_places + num_spare_rows) * state_bytes + rest % state_bytes
     num_slots = data.draw(st.sampled_from([None, 1, num_states - 2]))
-    plan = plan_memory(budget_bytes, state_bytes, num_slots, num_places)
+    plan = plan_memory(budget_bytes, state_bytes, num_slots, num_places, num_spare_rows)
     assert plan.budget_bytes == budget_bytes
     assert plan.num_slots == (min(32, num_states - 2) if num_slots is None else num_slots)
     assert plan.store_bytes >= 0

@@ -38,11 +38,11 @@ INTEGERS = {"reset": "u8", "lengths": "i64", "slots": "i64", "positions": "i64"}
 NOT_DIVISIBLE = ("num_tokens", "num_heads", "num_chunks", "num_splits")
 
 Case = tuple[str, Any, dict[str, Any], dict[str, int], str]
-"""What it is, the kernel, its constants, the compiler's options, and the type of activations."""
+"""What it is, the kernel, its constants, the compiler's options, and the type of activations, or `autocast`."""
 
 
 def cases() -> Iterator[Case]:
-    for dtype, has_lengths in (("bf16", True), ("bf16", False), ("fp32", True)):
+    for dtype, has_lengths in (("bf16", True), ("bf16", False), ("fp32", True), ("autocast", True)):
         yield from scan_cases(dtype, has_lengths)
     for is_reverse in (False, True):
         sizes = {"MOST_CHUNKS": 16, "BLOCK": launch.CARRY_CHANNELS, "REVERSE": is_reverse}
@@ -79,6 +79,9 @@ def type_of(name: str, dtype: str) -> str:
     if not name.endswith("_ptr"):
         return "i32"
     name = name.removesuffix("_ptr")
+    if dtype == "autocast":
+        # The bias of a gate is a float32 parameter, so the sum is float32 too.
+        dtype = "fp32" if "gate" in name else "bf16"
     return f"*{INTEGERS.get(name) or ('fp32' if name in FLOAT32 else dtype)}"
 
 

@@ -1,4 +1,7 @@
-"""Triton kernels without a GPU: run by Triton's interpreter, on memory that holds NaN until it is written."""
+"""Triton kernels without a GPU: run by Triton's interpreter, on memory that holds NaN until it is written.
+
+Where there is a GPU the same tests run on it, and `test_on_gpu.py` beside them.
+"""
 
 import importlib
 from collections.abc import Iterator
@@ -6,14 +9,20 @@ from typing import Any
 
 import pytest
 import torch
+from device import HAS_GPU
+
+collect_ignore = [] if HAS_GPU else ["test_on_gpu.py"]
 
 KERNELS = ("griffinlm.kernels.linear_scan.triton", "griffinlm.kernels.local_attention.triton")
 
 
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Kernels of this package run in the interpreter, whether or not the process was started for it."""
+    """Without a GPU kernels of this package run in the interpreter, whether or not the process was started for it."""
     triton = pytest.importorskip("triton")
+    if HAS_GPU:
+        yield
+        return
     from triton.runtime.interpreter import InterpretedFunction
 
     modules = [importlib.import_module(name) for name in KERNELS]

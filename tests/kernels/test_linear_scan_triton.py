@@ -1,10 +1,11 @@
-"""The Triton RG-LRU, interpreted = the loop over time in float64, in values, final state and every gradient."""
+"""The Triton RG-LRU, interpreted or on a GPU = the loop over time in float64: values, final state, every gradient."""
 
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from device import DEVICE, moved
 from test_linear_scan import GRADIENTS, Inputs, draw, run
 from tolerances import assert_agree
 from torch import Tensor
@@ -42,7 +43,8 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> Callable[[tuple[int, int, int]], Non
 
 
 def fused(lengths: Tensor | None = None, **inputs: Tensor) -> tuple[Tensor, Tensor]:
-    return fused_rg_lru(**inputs, lengths=lengths)
+    y, final = fused_rg_lru(**moved({**inputs, "lengths": lengths}))
+    return y.cpu(), final.cpu()
 
 
 def in_float64(inputs: Inputs) -> Inputs:
@@ -163,10 +165,11 @@ def test_inputs_need_not_be_contiguous_and_are_left_as_they_were(cut):
 def test_operator_keeps_the_promises_that_torch_makes_for_it(cut, lengths):
     """Schema, fake shapes, autograd registration, and the same under tracing with symbolic sizes."""
     cut(SPLIT)
-    inputs = draw(2, 6, 3, torch.float32)
+    inputs = moved(draw(2, 6, 3, torch.float32))
+    lengths = None if lengths is None else lengths.to(DEVICE)
     inputs = {n: v.requires_grad_() if n in GRADIENTS else v for n, v in inputs.items()}
     torch.library.opcheck(fused_rg_lru, (*inputs.values(), lengths))
-    y = torch.randn(2, 6, 3)
+    y = torch.randn(2, 6, 3, device=DEVICE)
     plain = [v.detach() for v in inputs.values()]
     torch.library.opcheck(fused_rg_lru_backward, (*plain, lengths, y, torch.randn_like(y), plain[-1]))
 
@@ -182,7 +185,7 @@ def test_second_derivatives_are_refused(cut):
 
 
 def small_layer(monkeypatch: pytest.MonkeyPatch) -> layers.RgLru:
-    """A layer of the model whose scan is the GPU's, though its tensors are on a CPU."""
+    """A layer of the model whose scan is the GPU's, wherever its tensors are."""
     monkeypatch.setattr(layers, "rg_lru", fused_rg_lru)
     config = ModelConfig.preset("tiny-griffin").recurrent
     assert config is not None
@@ -190,14 +193,15 @@ def small_layer(monkeypatch: pytest.MonkeyPatch) -> layers.RgLru:
     generator = torch.Generator().manual_seed(0)
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.3, generator=generator)
-    return layer
+    return layer.to(DEVICE)
 
 
 def test_layer_compiled_without_graph_breaks_equals_the_layer(cut, monkeypatch):
     cut(SPLIT)
     layer = small_layer(monkeypatch)
-    x = torch.randn(2, 5, layer.a_param.shape[0], requires_grad=True)
-    reset, initial = torch.zeros(2, 5, dtype=torch.bool), torch.randn(2, layer.a_param.shape[0])
+    width = layer.a_param.shape[0]
+    x = torch.randn(2, 5, width, requires_grad=True, device=DEVICE)
+    reset, initial = torch.zeros(2, 5, dtype=torch.bool, device=DEVICE), torch.randn(2, width, device=DEVICE)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     leaves = [x, *layer.parameters()]
     found, expected = compiled(x, reset, initial, None), layer(x, reset, initial, None)
@@ -214,8 +218,8 @@ def test_layer_exports_as_one_call_of_any_length(cut, monkeypatch):
     width = layer.a_param.shape[0]
 
     def arguments(num_tokens: int) -> tuple[Tensor, Tensor, Tensor, None]:
-        reset = torch.zeros(2, num_tokens, dtype=torch.bool)
-        return torch.randn(2, num_tokens, width), reset, torch.randn(2, width), None
+        reset = torch.zeros(2, num_tokens, dtype=torch.bool, device=DEVICE)
+        return torch.randn(2, num_tokens, width, device=DEVICE), reset, torch.randn(2, width, device=DEVICE), None
 
     tokens = {1: torch.export.Dim("tokens", min=2)}
     program = torch.export.export(layer, arguments(5), dynamic_shapes=(tokens, tokens, None, None))

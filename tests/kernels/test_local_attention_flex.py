@@ -1,5 +1,6 @@
 """FlexAttention's mask and blocks = the definition of attention, over documents, padding, windows and rings."""
 
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -9,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_local_attention import Call, seeds, windows
 from tolerances import assert_agree
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.attention import flex_attention
 from torch.nn.attention.flex_attention import create_mask
 
 from griffinlm.kernels.local_attention import flex, operator, reference
@@ -74,6 +77,59 @@ def test_block_mask_counts_and_orders_the_blocks_of_the_mask(drawn, window, seed
     column = torch.arange(dense.shape[1])
     assert torch.equal(dense.bool(), (column >= first[:, None]) & (column <= last[:, None]))
     assert mask.q_indices is not None  # What the backward pass goes by.
+
+
+@pytest.fixture
+def forms(monkeypatch: pytest.MonkeyPatch) -> CompileCounterWithBackend:
+    """Counts what is compiled; runs it by plain operators, with the gradient that torch refuses on a CPU."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(flex._attend, fullgraph=True, backend=counter)
+    monkeypatch.setattr(flex, "_compiled", lambda: compiled)
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
+    return counter
+
+
+def several_rows(num_rows: int, num_tokens: int, has_ring: bool, requires_grad: bool = False) -> dict[str, Any]:
+    """Arguments of `attention`: rows that go on, with a document that starts in the middle."""
+    generator = torch.Generator().manual_seed(num_tokens)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).requires_grad_(requires_grad)
+
+    num_before = torch.arange(num_rows) * 50 * has_ring
+    positions = num_before[:, None] + torch.arange(num_tokens)
+    positions[0, num_tokens // 2 :] = torch.arange(num_tokens - num_tokens // 2)
+    return {
+        "query": normal(num_rows, num_tokens, 3, 16),
+        "key": normal(num_rows, num_tokens, 16),
+        "value": normal(num_rows, num_tokens, 16),
+        "positions": positions,
+        "window_tokens": 64,
+        "ring": (normal(num_rows, 64, 16), normal(num_rows, 64, 16), num_before) if has_ring else None,
+    }
+
+
+def test_calls_of_all_lengths_are_two_compiled_forms_and_equal_the_definition(forms):
+    """One for one row, one for several: a form more for every length would pass the limit at which torch gives up."""
+    lengths = (300, 2, 128, 37, 500, 257, 64, 640)
+    for num_rows in (1, 2, 3):
+        for turn, num_tokens in enumerate(lengths):
+            call = several_rows(num_rows, num_tokens, has_ring=turn % 2 == 0)
+            found, expected = flex.attend_compiled(**call), reference.attention(**call)
+            assert_agree(found, expected, "attention", torch.float32, "flex")
+    assert forms.frame_count == 2
+
+
+def test_gradients_of_the_compiled_form_equal_those_of_the_definition(forms):
+    for num_tokens in (256, 200):
+        call = several_rows(2, num_tokens, has_ring=False, requires_grad=True)
+        leaves = [call[name] for name in ("query", "key", "value")]
+        outputs = flex.attend_compiled(**call), reference.attention(**call)
+        gradients = [torch.autograd.grad(out.square().sum(), leaves) for out in outputs]
+        for name, found, expected in zip(("query", "key", "value"), *gradients, strict=True):
+            assert_agree(found, expected, "attention", torch.float32, "flex", name)
+    assert forms.frame_count == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

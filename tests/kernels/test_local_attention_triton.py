@@ -1,7 +1,8 @@
-"""The decode kernel, interpreted = attention over the ring in float64, and the ring written by its definition."""
+"""The decode kernel, interpreted or on a GPU = attention over the ring in float64; the ring as defined."""
 
 import pytest
 import torch
+from device import DEVICE
 from tolerances import assert_agree
 from torch import Tensor
 
@@ -27,7 +28,7 @@ def draw(positions: list[int], num_slots: int, num_places: int, num_heads: int, 
             ring[slot, max(position, 0) :] = torch.nan
     query = normal(num_rows, num_heads, head_size).to(dtype)
     key, value = (normal(num_rows, head_size).to(dtype) for _ in range(2))
-    return query, key, value, *rings, slots, torch.tensor(positions)
+    return tuple(t.to(DEVICE) for t in (query, key, value, *rings, slots, torch.tensor(positions)))
 
 
 def by_definition(query, key, value, keys, values, slots, positions) -> tuple[Tensor, Tensor, Tensor]:
@@ -49,7 +50,7 @@ def assert_decode_equals_definition(arguments: tuple[Tensor, ...]) -> None:
     assert out.dtype == query.dtype
     assert_agree(out, expected, "attention", query.dtype, "triton")
     for ring, old, new in zip((keys, values), before, expected_rings, strict=True):
-        untouched = torch.ones(ring.shape[:2], dtype=torch.bool)
+        untouched = torch.ones(ring.shape[:2], dtype=torch.bool, device=DEVICE)
         for row, (slot, position) in enumerate(zip(slots, positions, strict=True)):
             if position >= 0:
                 place = position % ring.shape[1]
@@ -80,7 +81,8 @@ def test_tokens_one_by_one_equal_one_call():
     positions = torch.arange(9).expand(2, -1)
     keys, values = torch.zeros(2, 4, 4), torch.zeros(2, 4, 4)
     expected = attention(query.double(), key.double(), value.double(), positions, 4)
-    slots = torch.tensor([1, 0])
+    query, key, value, positions, keys, values = (t.to(DEVICE) for t in (query, key, value, positions, keys, values))
+    slots = torch.tensor([1, 0], device=DEVICE)
     for t in range(9):
         out = decode_attention(query[:, t], key[:, t], value[:, t], keys, values, slots, positions[:, t])
         assert_agree(out, expected[:, t], "attention", torch.float32, "triton")
@@ -93,7 +95,8 @@ def test_large_scores_give_no_nan():
 
 def test_operator_keeps_the_promises_that_torch_makes_for_it():
     query, key, value, keys, values, slots, _ = draw([8, 3], 2, 8, 2, 4, torch.float32, torch.float32)
-    arguments = (query, key, value, keys.nan_to_num(), values.nan_to_num(), slots, torch.tensor([8, 3]))
+    positions = torch.tensor([8, 3], device=DEVICE)
+    arguments = (query, key, value, keys.nan_to_num(), values.nan_to_num(), slots, positions)
     torch.library.opcheck(decode_attention, arguments)
 
 

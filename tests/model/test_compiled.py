@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from device import DEVICE, HAS_GPU
 from small_models import random_model
 from tolerances import assert_agree
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -16,20 +17,22 @@ from torch.distributed.tensor import DTensor
 from griffinlm.config import ModelConfig
 from griffinlm.train.objective import Objective
 
+BACKEND = "inductor" if HAS_GPU else "aot_eager"
 PACKED = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4, 5, 6, 7, 8], [4, 5, 6, 7, 8, 9, 10, 0, 1, 2, -1, -1]])
 
 
 def objective(is_recomputed: bool) -> Objective:
     """Of a Griffin with a block of every kind that trains."""
     config = dataclasses.replace(ModelConfig.preset("tiny-griffin"), num_layers=3)
-    model = random_model(config, seed=1)
+    model = random_model(config, seed=1).to(DEVICE)
     model.gradient_checkpointing = is_recomputed
     return Objective(model, loss_chunk_tokens=8)
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     tokens = torch.randint(250, (2, 12), generator=torch.Generator().manual_seed(0))
-    return tokens, PACKED, torch.where(PACKED >= 0, tokens.roll(-1, 1), -100)
+    labels = torch.where(PACKED >= 0, tokens.roll(-1, 1), -100)
+    return tokens.to(DEVICE), PACKED.to(DEVICE), labels.to(DEVICE)
 
 
 def test_training_step_is_one_graph():
@@ -43,7 +46,7 @@ def test_compiled_step_equals_the_step(is_recomputed):
     """Packed documents, and padding at the end of a row; `fullgraph` refuses a graph break."""
     plain = objective(is_recomputed)
     torch._dynamo.reset()
-    compiled = torch.compile(plain, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(plain, fullgraph=True, backend=BACKEND)
     parameters = dict(plain.named_parameters())
     losses, gradients = [], []
     for step in (plain, compiled):
@@ -58,8 +61,9 @@ def test_compiled_step_equals_the_step(is_recomputed):
 @pytest.fixture
 def one_process(tmp_path: Path) -> Iterator[DeviceMesh]:
     """A mesh of this process alone."""
-    dist.init_process_group("gloo", f"file://{tmp_path}/processes", rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1,))
+    backend = "nccl" if HAS_GPU else "gloo"
+    dist.init_process_group(backend, f"file://{tmp_path}/processes", rank=0, world_size=1)
+    yield init_device_mesh(DEVICE.type, (1,))
     dist.destroy_process_group()
 
 
@@ -68,7 +72,7 @@ def test_step_of_sharded_and_compiled_blocks_equals_the_step(one_process):
     plain, sharded = objective(is_recomputed=False), objective(is_recomputed=False)
     torch._dynamo.reset()
     for block in sharded.griffin.layers:
-        block.compile(fullgraph=True, backend="aot_eager")
+        block.compile(fullgraph=True, backend=BACKEND)
         fully_shard(block, mesh=one_process)
     fully_shard(sharded, mesh=one_process)
     for step in (plain, sharded):

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from device import DEVICE
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -51,9 +52,13 @@ def is_next_to_a_step(logits: np.ndarray, draw: Draw) -> bool:
     return bool((np.abs(reached - draw.number * reached[-1]) <= TOTAL_TOLERANCE * reached[-1]).any())
 
 
+def on_device(logits: np.ndarray, given: list[Draw]) -> tuple[torch.Tensor, sampling.Draws]:
+    columns = sampling.to_draws(given, logits.shape[1])
+    return torch.from_numpy(logits).to(DEVICE), sampling.Draws(*(column.to(DEVICE) for column in columns))
+
+
 def drawn(logits: np.ndarray, given: list[Draw]) -> list[int]:
-    tensors = sampling.to_draws(given, logits.shape[1])
-    return sampling.draw_tokens(torch.from_numpy(logits), tensors, any(map(sampling.cuts, given))).tolist()
+    return sampling.draw_tokens(*on_device(logits, given), any(map(sampling.cuts, given))).tolist()
 
 
 @given(rows())
@@ -72,8 +77,8 @@ def test_picks_the_token_that_generation_picks(case):
 @given(rows())
 def test_the_tokens_kept_are_those_of_generation(case):
     logits, wanted = case
-    tensors = sampling.to_draws(wanted, logits.shape[1])
-    kept = sampling._kept(torch.from_numpy(logits), tensors.temperatures.clamp(*sampling.DRAWN_TEMPERATURES), tensors)
+    given, draws = on_device(logits, wanted)
+    kept = sampling._kept(given, draws.temperatures.clamp(*sampling.DRAWN_TEMPERATURES), draws).cpu()
     for row, draw in enumerate(wanted):
         if draw.temperature > 0:
             weighs = candidates(logits[row], parameters_of(draw))[1] > 0

@@ -30,6 +30,7 @@ class OnnxEngine:
     """The weights of a model, held once, and those of its adapters, ready to run on a CPU."""
 
     precision = "float32"
+    num_spare_rows = 0
 
     def __init__(
         self,

@@ -25,18 +25,21 @@ class MemoryPlan(NamedTuple):
     store_bytes: int
     """States that the store keeps ready in memory."""
     state_bytes: int
+    num_spare_rows: int = 0
+    """States that an executor keeps beside those of its slots."""
 
     @property
     def budget_bytes(self) -> int:
         """What is used of the budget at most."""
-        return (self.num_slots + self.num_places + STATES_BESIDE_PLACES) * self.state_bytes + self.store_bytes
+        num_states = self.num_slots + self.num_spare_rows + self.num_places + STATES_BESIDE_PLACES
+        return num_states * self.state_bytes + self.store_bytes
 
 
 class MemoryUse(NamedTuple):
     """Bytes of states, counted exactly."""
 
     slot_bytes: int
-    """Of all slots at their full size, used or not."""
+    """Of all slots at their full size, used or not, and of what the executor keeps beside them."""
     aside_bytes: int
     """Between slots and store."""
     store_bytes: int
@@ -64,18 +67,21 @@ def num_slots_within(budget_bytes: int, state_bytes: int, num_states_aside: int 
     return num_slots
 
 
-def plan_memory(budget_bytes: int, state_bytes: int, num_slots: int | None = None, num_places: int = 4) -> MemoryPlan:
+def plan_memory(
+    budget_bytes: int, state_bytes: int, num_slots: int | None = None, num_places: int = 4, num_spare_rows: int = 0
+) -> MemoryPlan:
     """Slots and places of a service and the memory of its store, together within a budget.
 
     Args:
         state_bytes: of the arrays of one row (`state.state_layout`).
         num_slots: conversations that shall run at a time; None is as many as fit, at most `DEFAULT_SLOTS_AT_MOST`.
             What they leave goes to the store.
+        num_spare_rows: as the engine says (`Engine.num_spare_rows`).
 
     Raises:
         BudgetError: they do not fit; it tells the bytes that they need.
     """
-    aside = num_places + STATES_BESIDE_PLACES
+    aside = num_places + STATES_BESIDE_PLACES + num_spare_rows
     fitting = num_slots_within(budget_bytes, state_bytes, aside)
     chosen = min(fitting, DEFAULT_SLOTS_AT_MOST) if num_slots is None else num_slots
     if not 1 <= chosen <= fitting:
@@ -84,4 +90,4 @@ def plan_memory(budget_bytes: int, state_bytes: int, num_slots: int | None = Non
             f"{chosen} conversations at a time do not fit into {budget_bytes} bytes for states: 1 to {fitting} do, and"
             f" {chosen} need {least}, {state_bytes} bytes each and {aside} aside"
         )
-    return MemoryPlan(chosen, num_places, budget_bytes - (chosen + aside) * state_bytes, state_bytes)
+    return MemoryPlan(chosen, num_places, budget_bytes - (chosen + aside) * state_bytes, state_bytes, num_spare_rows)

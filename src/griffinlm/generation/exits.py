@@ -100,6 +100,7 @@ class ExitingEngine:
 
     def __init__(self, engine: Engine, make_executor: Callable[[int, int | None], WithdrawingExecutor]) -> None:
         self.config, self.precision, self.window_dtype = engine.config, engine.precision, engine.window_dtype
+        self.num_spare_rows = 0  # they wait for no graph to be captured
         self._engine, self._make_executor = engine, make_executor
 
     def executor(self, num_slots: int, capacity: int | None = None) -> ExitingExecutor:

@@ -119,7 +119,8 @@ class GenerationService:
     def memory_with(self, store_bytes: int) -> MemoryUse:
         """The same where the store's bytes are known already, without waiting for it."""
         self._keeper.settle()
-        return MemoryUse(self.num_slots * self.state_bytes, self._keeper.num_taken * self.state_bytes, store_bytes)
+        num_rows = self.num_slots + self.model.engine.num_spare_rows
+        return MemoryUse(num_rows * self.state_bytes, self._keeper.num_taken * self.state_bytes, store_bytes)
 
     def submit(self, job: Job) -> Job:
         """Takes a job on.

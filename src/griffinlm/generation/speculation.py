@@ -118,6 +118,7 @@ class SpeculatingEngine:
     ) -> None:
         _check_guesses(num_guesses)
         self.config, self.precision, self.window_dtype = engine.config, engine.precision, engine.window_dtype
+        self.num_spare_rows = 0  # they wait for no graph to be captured
         self._make_executor, self._num_guesses = make_executor, num_guesses
 
     def executor(self, num_slots: int, capacity: int | None = None) -> SpeculatingExecutor:

@@ -8,6 +8,8 @@ from griffinlm.errors import GriffinError
 
 INTERPRETED_PROCESSORS = 4
 """Processors of a device that there is none of: Triton's interpreter runs on a CPU."""
+HAS_TRITON = find_spec("triton") is not None
+"""Asked once: torch.compile cannot look into the question, and would break its graph there."""
 
 
 class KernelError(GriffinError):
@@ -16,7 +18,7 @@ class KernelError(GriffinError):
 
 def require_triton() -> None:
     """Raises KernelError where Triton is not installed."""
-    if find_spec("triton") is None:
+    if not HAS_TRITON:
         raise KernelError("the kernels for a GPU need Triton, which is not installed", "pip install triton")
 
 

@@ -1,6 +1,7 @@
 """A function captured once as a CUDA graph and replayed; run as it is where there is no GPU."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,14 +24,15 @@ class Program:
         if device.type != "cuda":
             return
         # What a first run allocates, compiles and chooses must not become part of the graph.
-        stream = torch.cuda.Stream(device)
+        stream = _stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP_RUNS):
                 run()
         torch.cuda.current_stream(device).wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool):
+        # Other threads may use the device meanwhile: only what this one does is captured.
+        with torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             self._out = run()
 
     def __call__(self) -> Tensor:
@@ -39,3 +41,9 @@ class Program:
             return self._run()
         self._graph.replay()
         return self._out
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Where all programs of a device are captured: matrix products take a workspace of their own on every stream."""
+    return torch.cuda.Stream(device)

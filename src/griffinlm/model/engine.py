@@ -30,11 +30,13 @@ class TorchEngine:
         self.window_dtype = window_dtype
         self.precision = str(model.embedding.weight.dtype).removeprefix("torch.")
         self.device = model.embedding.weight.device
+        self._executor = GraphExecutor if self.device.type == "cuda" else TorchExecutor
+        self.num_spare_rows = self._executor.num_spare_rows
         self.adapters = {name: self._on_device(terms) for name, terms in (adapters or {}).items()}
 
     def executor(self, num_slots: int, capacity: int | None = None) -> TorchExecutor:
         """New slots, all empty; on a GPU their steps are CUDA graphs."""
-        return (GraphExecutor if self.device.type == "cuda" else TorchExecutor)(self, num_slots, capacity)
+        return self._executor(self, num_slots, capacity)
 
     def loop_executor(
         self, num_slots: int, capacity: int | None = None, exit_rule: ExitRule | None = None

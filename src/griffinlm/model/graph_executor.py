@@ -102,9 +102,11 @@ class GraphExecutor(TorchExecutor):
     def _new_program(self, kind: Kind) -> Program:
         slots, tokens = self._slots[: kind.rows], self._tokens[: kind.rows]
         draws = Draws(*(column[: kind.rows] for column in self._draws))
+        # Without the executor itself: one that is given up frees its slots at once, not when cycles are looked for.
+        model, state = self.engine.model, self.state
 
         def run() -> Tensor:
-            logits = read_token(self.engine.model, self.state, slots, tokens)
+            logits = read_token(model, state, slots, tokens)
             if kind.num_choices is None:
                 return logits
             return draw_tokens(logits[:, : kind.num_choices], draws, kind.has_cuts)

@@ -54,7 +54,8 @@ def build(model: LanguageModel, name: str, settings: Settings) -> Served:
         GriffinError: the budget is too small, or the state directory cannot be used.
     """
     layout = state_layout(model.config, 1, settings.capacity, model.window_dtype, model.precision)
-    plan = plan_memory(settings.memory_budget_bytes, sum(spec.nbytes for spec in layout.values()))
+    state_bytes, num_spare_rows = sum(spec.nbytes for spec in layout.values()), model.engine.num_spare_rows
+    plan = plan_memory(settings.memory_budget_bytes, state_bytes, num_spare_rows=num_spare_rows)
     directory = settings.state_directory
     key = state_key(settings.state_key_file, directory)
     store = StateStore(

@@ -37,7 +37,7 @@ SMALLEST_CHUNK_TOKENS = 64
 FEW_TOKENS = Tiling(1, num_groups=1, group_tokens=1, num_channels=128, num_warps=1, num_stages=2)
 # No register is spilled, and at least three programs fit on a processor of 65,536 registers.
 FORWARD = Tiling(SMALLEST_CHUNK_TOKENS, num_groups=8, group_tokens=4, num_channels=64, num_warps=4, num_stages=3)
-BACKWARD = Tiling(SMALLEST_CHUNK_TOKENS, num_groups=4, group_tokens=2, num_channels=64, num_warps=4, num_stages=3)
+BACKWARD = Tiling(SMALLEST_CHUNK_TOKENS, num_groups=4, group_tokens=4, num_channels=64, num_warps=4, num_stages=3)
 
 
 def choose_tiling(tiling: Tiling, num_rows: int, num_tokens: int, width: int, num_processors: int) -> Tiling:

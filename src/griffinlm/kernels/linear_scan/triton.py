@@ -61,8 +61,10 @@ def _num_real(lengths_ptr, row, num_tokens):
 
 
 @triton.jit
-def _compose(product, end, before_product, before_end, later_product, later_end, later_before_product, later_before_end):
-    """h -> product h + end, and after it h -> later_product h + later_end, as one; and the same without the last one."""
+def _compose(
+    product, end, before_product, before_end, later_product, later_end, later_before_product, later_before_end
+):
+    """h -> product h + end and, after it, the later one, as one; then what stands before the last of all joined."""
     return (
         product * later_product,
         later_product * end + later_end,
@@ -81,9 +83,8 @@ def _entering(product, end, carry, GROUPS: tl.constexpr):
     if GROUPS == 1:
         return carry, product * carry + end, product
     else:
-        nothing = tl.zeros_like(product)
-        pairs = (product, end, nothing + 1.0, nothing)
-        products, ends, before_products, before_ends = tl.associative_scan(pairs, 0, _compose)
+        one, zero = tl.full(product.shape, 1.0, tl.float32), tl.full(product.shape, 0.0, tl.float32)
+        products, ends, before_products, before_ends = tl.associative_scan((product, end, one, zero), 0, _compose)
         is_last = tl.arange(0, GROUPS)[:, None] == GROUPS - 1
         leaving = tl.sum(tl.where(is_last, products * carry + ends, 0.0), axis=0, keep_dims=True)
         product_of_all = tl.sum(tl.where(is_last, products, 0.0), axis=0, keep_dims=True)

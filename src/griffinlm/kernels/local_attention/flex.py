@@ -5,11 +5,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo import config as compiler_config
+from torch._dynamo import maybe_mark_dynamic
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
-
-from griffinlm.kernels.local_attention.reference import ring_positions
+from torch.nn.functional import pad
 
 BLOCK_TOKENS = 128
+SMALLEST_QUERY_TOKENS = 2 * BLOCK_TOKENS
+"""The compiler takes one block, as any size of 1, for a case of its own."""
+MOST_FORMS = 64
+"""Compiled at most in a process. A form serves every length and number of rows, but one row is a form of its own, and
+so are training and every number of heads."""
+
+Ring = tuple[Tensor, Tensor, Tensor]
 
 
 def attention(
@@ -18,33 +26,65 @@ def attention(
     value: Tensor,
     positions: Tensor,
     window_tokens: int | None,
-    ring: tuple[Tensor, Tensor, Tensor] | None = None,
+    ring: Ring | None = None,
 ) -> Tensor:
     """What `reference.attention` computes. On a CPU every score is computed and there is no gradient."""
-    key, value, places = with_ring(key, value, ring)
-    mask = block_mask(positions, places, window_tokens)
-    is_inside = torch.compiler.is_compiling() or not query.is_cuda
-    out: Any = (flex_attention if is_inside else _compiled())(
-        query.transpose(1, 2), key[:, None], value[:, None], block_mask=mask, enable_gqa=True
+    if query.is_cuda and not torch.compiler.is_compiling():
+        return attend_compiled(query, key, value, positions, window_tokens, ring)
+    return _attend(query, *with_ring(key, value, ring), positions, window_tokens)
+
+
+def attend_compiled(
+    query: Tensor, key: Tensor, value: Tensor, positions: Tensor, window_tokens: int | None, ring: Ring | None
+) -> Tensor:
+    """FlexAttention is a kernel only when it is compiled: here for lengths in whole blocks, the last ones padding."""
+    num_tokens = query.shape[1]
+    missing = max(-num_tokens % BLOCK_TOKENS, SMALLEST_QUERY_TOKENS - num_tokens)
+    if missing:
+        query = pad(query, (0, 0, 0, 0, 0, missing))
+        key, value = (pad(new, (0, 0, 0, missing)) for new in (key, value))
+        positions = pad(positions, (0, missing), value=-1)
+    arguments = query, *with_ring(key, value, ring), positions
+    for tensor in arguments:
+        maybe_mark_dynamic(tensor, [0, 1])
+    # Past the limit torch would compute every score, without a word; a whole graph or none is an error instead.
+    with compiler_config.patch(recompile_limit=MOST_FORMS):
+        return _compiled()(*arguments, window_tokens)[:, :num_tokens]
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, places: Tensor, positions: Tensor, window_tokens: int | None
+) -> Tensor:
+    out: Any = flex_attention(
+        query.transpose(1, 2),
+        key[:, None],
+        value[:, None],
+        block_mask=block_mask(positions, places, window_tokens),
+        enable_gqa=True,
+        # The kernel for few queries takes numbers of heads that are powers of two only.
+        kernel_options={"FORCE_USE_FLEX_ATTENTION": True},
     )
     return out.transpose(1, 2)
 
 
-def with_ring(key: Tensor, value: Tensor, ring: tuple[Tensor, Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+def with_ring(key: Tensor, value: Tensor, ring: Ring | None) -> tuple[Tensor, Tensor, Tensor]:
     """Keys and values [B, S + T, H] of ring and chunk, and the place of each on the axis of the chunk [B, S + T].
 
     A ring token's place is negative: its position minus the tokens read before.
     """
-    places = torch.arange(key.shape[1], device=key.device).expand(key.shape[0], -1)
     if ring is None:
-        return key, value, places
+        return key, value, torch.arange(key.shape[1], device=key.device).repeat(key.shape[0], 1)
     ring_keys, ring_values, num_before = ring
-    before = ring_positions(num_before, ring_keys.shape[1]) - num_before[:, None]
+    num_places = ring_keys.shape[1]
     key, value = (
         torch.cat([ring_keys.to(key.dtype), key], dim=1),
         torch.cat([ring_values.to(value.dtype), value], dim=1),
     )
-    return key, value, torch.cat([before, places], dim=1)
+    # Not joined too: the mask is computed inside FlexAttention's kernel, where torch's compiler can join nothing.
+    index = torch.arange(key.shape[1], device=key.device)
+    newest = num_before[:, None] - 1
+    before = -1 - (newest - index) % num_places
+    return key, value, torch.where(index < num_places, before, index - num_places)
 
 
 def block_mask(positions: Tensor, places: Tensor, window_tokens: int | None) -> BlockMask:
@@ -94,5 +134,4 @@ def visible_blocks(
 
 @cache
 def _compiled() -> Any:
-    """FlexAttention is a kernel only when it is compiled."""
-    return torch.compile(flex_attention)
+    return torch.compile(_attend, fullgraph=True)
