@@ -1,4 +1,4 @@
-"""A training step under torch.compile: one graph without breaks, whose loss and gradients are the step's own."""
+"""Under torch.compile: a training step is one graph with the step's own loss and gradients, and blocks read tokens."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -15,6 +15,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from griffinlm.config import ModelConfig
+from griffinlm.model.decoding import compiled_reader, read_token
+from griffinlm.model.state import new_state, to_named
 from griffinlm.train.objective import Objective
 
 BACKEND = "inductor" if HAS_GPU else "aot_eager"
@@ -56,6 +58,26 @@ def test_compiled_step_equals_the_step(is_recomputed):
     assert_agree(losses[1], losses[0], "model", "float32", "torch")
     for name, found, expected in zip(parameters, gradients[1], gradients[0], strict=True):
         assert_agree(found, expected, "model", "float32", "torch", name)
+
+
+@torch.inference_mode()
+def test_tokens_read_by_compiled_blocks_equal_those_read_plainly():
+    """Rows in any number, behind the window too; every kind of block is compiled for one row and for more."""
+    model = random_model(ModelConfig.preset("tiny-griffin"), seed=1).to(DEVICE)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for num_rows in (1, 2, 3, 4):
+        states, read = [], []
+        slots = torch.arange(num_rows, device=DEVICE)
+        for reader in (None, compiled_reader(BACKEND)):
+            states.append(new_state(model.config, 4, None, device=DEVICE))
+            tokens = (slots * 7 + step + 3 for step in range(12))
+            read.append(torch.stack([read_token(model, states[-1], slots, given, reader) for given in tokens]))
+        assert_agree(read[1], read[0], "model", "float32", "torch")
+        others = to_named(model.config, states[1])
+        for name, kept in to_named(model.config, states[0]).items():
+            assert_agree(others[name], kept, "model", "float32", "torch", name)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2 * len(set(model.config.block_kinds))
 
 
 @pytest.fixture

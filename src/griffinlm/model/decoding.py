@@ -3,6 +3,9 @@
 This is the body of a CUDA graph. It runs without one too, on any device.
 """
 
+from collections.abc import Callable
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -11,8 +14,13 @@ from griffinlm.kernels.local_attention.reference import attention, write_ring
 from griffinlm.model.blocks import AttentionState, Layout, RecurrentState, ResidualBlock
 from griffinlm.model.griffin import Griffin, GriffinState, loop_layouts
 
+BlockReader = Callable[[ResidualBlock, Tensor, Layout, RecurrentState | AttentionState, Tensor], Tensor]
+"""What `read_block` computes, in some way."""
 
-def read_token(model: Griffin, state: GriffinState, slots: Tensor, tokens: Tensor) -> Tensor:
+
+def read_token(
+    model: Griffin, state: GriffinState, slots: Tensor, tokens: Tensor, reader: BlockReader | None = None
+) -> Tensor:
     """Reads one token of each slot and changes the state where it lies.
 
     A slot whose `num_tokens` is -1 stands still: its row computes finite numbers without meaning and is read by nobody.
@@ -22,6 +30,7 @@ def read_token(model: Griffin, state: GriffinState, slots: Tensor, tokens: Tenso
         state: of all slots, slot by slot; changed in place.
         slots: [B] int64, no two equal but for slots that stand still.
         tokens: [B] int64.
+        reader: of every block, `read_block` if not given.
 
     Returns:
         float32 logits [B, V].
@@ -31,17 +40,18 @@ def read_token(model: Griffin, state: GriffinState, slots: Tensor, tokens: Tenso
     layout = Layout(positions, positions == 0, before.clamp(min=0), None)
     num_skipped = None if state.num_skipped is None else state.num_skipped.index_select(0, slots)
     layouts = loop_layouts(model.config, layout, num_skipped)
-    x = model.embedding(tokens)[:, None] * model.config.embedding_scale
+    x, reader = model.embedding(tokens)[:, None] * model.config.embedding_scale, reader or read_block
     for step, block in zip(model.config.plan(), model.layers, strict=True):
         assert isinstance(block, ResidualBlock)
-        x = _read_block(block, x, layouts[model.config.loop_of(step.depth)], state.blocks[step.depth], slots)
+        x = reader(block, x, layouts[model.config.loop_of(step.depth)], state.blocks[step.depth], slots)
     state.num_tokens.index_copy_(0, slots, torch.where(before >= 0, before + 1, before))
     return model.logits(x)[:, 0]
 
 
-def _read_block(
+def read_block(
     block: ResidualBlock, x: Tensor, layout: Layout, state: RecurrentState | AttentionState, slots: Tensor
 ) -> Tensor:
+    """A block over one token of each slot, x [B, 1, D], whose state it changes where it lies."""
     if isinstance(state, RecurrentState):
         x, after = block(x, layout, RecurrentState(*(kept.index_select(0, slots) for kept in state)))
         for kept, new in zip(state, after, strict=True):
@@ -51,6 +61,12 @@ def _read_block(
     step = decode_attention if query.is_cuda else _decode_attention
     out = step(query[:, 0], key[:, 0], value[:, 0], state.keys, state.values, slots, layout.positions[:, 0])
     return block.join(x, block.attention.output(out.flatten(-2)[:, None]), layout)
+
+
+@cache
+def compiled_reader(backend: str = "inductor") -> BlockReader:
+    """`read_block` in few kernels, made by torch.compile: once for a kind of block and one row, once for more rows."""
+    return torch.compile(read_block, fullgraph=True, backend=backend)
 
 
 def _decode_attention(

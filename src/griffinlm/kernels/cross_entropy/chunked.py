@@ -25,7 +25,8 @@ class _CrossEntropy(torch.autograd.Function):
                 chunk = slice(start, start + chunk_tokens)
                 part = x[chunk].to(dtype)
                 logits = torch.nn.functional.linear(part, matrix).to(accumulate)
-                total += _loss(logits, labels[chunk], soft_cap, wants_x or wants_embedding)
+                # Not in place: torch 2.11's compiler gives a result that was changed in place no gradient.
+                total = total + _loss(logits, labels[chunk], soft_cap, wants_x or wants_embedding)
                 gradient = logits.to(dtype)
                 if dx is not None:
                     dx[chunk] = gradient @ matrix

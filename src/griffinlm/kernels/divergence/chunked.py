@@ -27,7 +27,8 @@ class _Divergence(torch.autograd.Function):
                 part = x[chunk].to(dtype)
                 logits = torch.nn.functional.linear(part, matrix).to(accumulate)
                 told = torch.nn.functional.linear(expected[chunk].to(dtype), other).to(accumulate)
-                total += _loss(logits, soft_cap, labels[chunk], told, teacher.soft_cap, share)
+                # Not in place: torch 2.11's compiler gives a result that was changed in place no gradient.
+                total = total + _loss(logits, soft_cap, labels[chunk], told, teacher.soft_cap, share)
                 gradient = logits.to(dtype)
                 if dx is not None:
                     dx[chunk] = gradient @ matrix

@@ -84,7 +84,8 @@ class _RgLru(torch.autograd.Function):
             carry = h[:, block.stop - 1]
         ctx.save_for_backward(x, input_gate, recurrence_gate, a_param, reset, initial, lengths, h)
         y = h if padding is None else h.masked_fill(padding, 0.0)
-        return y.to(x.dtype), carry.clone()
+        # Not `to` itself where it has nothing to do: torch 2.11's compiler then gives y no gradient.
+        return y if y.dtype == x.dtype else y.to(x.dtype), carry.clone()
 
     @staticmethod
     @once_differentiable
