@@ -6,10 +6,18 @@ DATA holds pretrain/ and sft/, WORK the tokenizer (recipes/train_tokenizer.py); 
 and at the end the model directory WORK/eyas are written there. Where the token files and held_out.json lie there
 already, DATA is not read.
 
-A model of 12 million parameters on a GPU that is lent for some minutes at a time: the same command again goes on.
+A model of 12 million parameters on a GPU that is lent for some minutes at a time, on a machine that only files get to.
+Here: a run of no steps writes the token files, which come to 100 MB in parts that travel one by one.
 
-    python recipes/train_eyas.py DATA WORK --width 320 --num-layers 9 --device cuda --batch-rows 64 --minutes 9 \
-        --stable-steps 8000 --anneal-steps 1500 --shard-bytes 15000000 --compile
+    python recipes/train_eyas.py DATA WORK --stable-steps 0 --anneal-steps 0
+    mkdir parts; (cd WORK; tar -cJ tokenizer held_out.json *.uint16) | split -b 24M - parts/part.
+
+There, with torch, triton, tokenizers, safetensors, ml_dtypes and rich: the second command again goes on where it ended.
+
+    mkdir -p WORK; cat parts/part.* | tar -xJ -C WORK
+    PYTHONPATH=src python recipes/train_eyas.py none WORK --width 320 --num-layers 9 --device cuda --batch-rows 64 \
+        --minutes 8 --stable-steps 8000 --anneal-steps 1500 --compile
+    tar -C WORK -c eyas log.jsonl | split -b 15M - WORK/out.
 
 --architecture trains Hawk or the multi-query transformer with as many parameters, to compare with.
 """

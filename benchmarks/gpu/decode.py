@@ -1,10 +1,12 @@
 """How long does a token take at 1 to 64 conversations, and how near is that to the bandwidth of memory?
 
 RecurrentGemma-2B and Gemma-2B shapes in bfloat16 after 4,096 tokens: reading a token, its logits and the draw of the
-next one are one CUDA graph. The bound is the time in which a copy moves the weights and the states.
+next one are one CUDA graph; the same where torch.compile has made few kernels of every block. The bound is the time in
+which a copy moves the weights and the states.
 """
 
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,6 +17,7 @@ from gpu.models import (
     config_of,
     decoding_by,
     filled_state,
+    plain_operators,
     random_model,
     sampling_step,
     sdpa_at,
@@ -22,19 +25,20 @@ from gpu.models import (
     state_bytes,
 )
 from griffinlm.kernels.local_attention.operator import decode_attention
-from griffinlm.model.decoding import read_token
+from griffinlm.model.decoding import BlockReader, compiled_reader, read_token
 from griffinlm.model.griffin import Griffin
 
 MODELS = ("recurrentgemma-2b", "gemma-2b")
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
+COMPILED_BATCHES = (1, 8, 64)
 POSITION, ROOM = 4096, 64
 CHECKED_LAYERS, CHECKED_TOKENS, ALLOWED = 3, 5, 5e-2
 """Two ways of computing a few layers in bfloat16 stay as near as that, relative to the largest logit."""
 
 
 @torch.inference_mode()
-def check(bench: Bench, preset: str) -> Record:
-    """Tokens one by one in place give the logits of one call."""
+def check(bench: Bench, preset: str, reader: BlockReader | None = None) -> Record:
+    """Tokens one by one in place give the logits of one call by plain operators."""
     config = config_of(bench, preset)
     config = config if bench.smoke else shortened(config, CHECKED_LAYERS)
     model = random_model(config, bench.device, bench.dtype)
@@ -43,10 +47,13 @@ def check(bench: Bench, preset: str) -> Record:
     for kept in (kept for block in state.blocks for kept in block):
         kept.zero_()
     slots = torch.arange(2, device=bench.device)
-    expected = model(tokens)[0]
+    with plain_operators():
+        expected = model(tokens)[0]
     # On a CPU the kernel runs in Triton's interpreter.
     with decoding_by(decode_attention):
-        found = torch.stack([read_token(model, state, slots, tokens[:, t]) for t in range(CHECKED_TOKENS)], dim=1)
+        found = torch.stack(
+            [read_token(model, state, slots, tokens[:, t], reader) for t in range(CHECKED_TOKENS)], dim=1
+        )
     distance = float((found - expected).abs().max() / expected.abs().max())
     if not distance <= ALLOWED:
         raise RuntimeError(f"{preset}: the step is {distance:.2g} from the call")
@@ -54,19 +61,23 @@ def check(bench: Bench, preset: str) -> Record:
 
 
 @torch.inference_mode()
-def step_seconds(bench: Bench, model: Griffin, rows: int, position: int, by_sdpa: bool = False) -> float:
-    """Of one replay with so many rows at that position."""
+def step_seconds(
+    bench: Bench, model: Griffin, rows: int, position: int, by_sdpa: bool = False, reader: BlockReader | None = None
+) -> float:
+    """Of one step of so many rows at that position, where one follows the other."""
     state = filled_state(model, rows, position, ROOM)
     with decoding_by(sdpa_at(position)) if by_sdpa else nullcontext():
-        step = sampling_step(model, state)
+        step = sampling_step(model, state, reader)
         seconds = bench.seconds(step)
         if int(step().min()) < 0:
             raise RuntimeError("the best logit of a row is not finite")
     return seconds
 
 
-def decode(bench: Bench, model: Griffin, rows: int, position: int, bandwidth: float) -> dict[str, Any]:
-    seconds = step_seconds(bench, model, rows, position)
+def decode(
+    bench: Bench, model: Griffin, rows: int, position: int, bandwidth: float, reader: BlockReader | None = None
+) -> dict[str, Any]:
+    seconds = step_seconds(bench, model, rows, position, reader=reader)
     element = model.embedding.weight.element_size()
     weights = sum(parameter.numel() for parameter in model.parameters()) * element
     bound = (weights + rows * state_bytes(model.config, position, element)) / bandwidth
@@ -78,17 +89,28 @@ def decode(bench: Bench, model: Griffin, rows: int, position: int, bandwidth: fl
     }
 
 
+def measure(bench: Bench, preset: str, program: str, batches: Sequence[int], reader: BlockReader | None = None) -> None:
+    """Rows of a model read in one way, if that way is right."""
+    what: Record = {"model": preset, "program": program}
+    if bench.measure(what | {"program": f"{program}, check"}, lambda: check(bench, preset, reader)) is None:
+        return
+    bandwidth = bench.facts["copy_bytes_per_second"]
+    model = random_model(config_of(bench, preset), bench.device, bench.dtype)
+    position = 9 if bench.smoke else POSITION
+    for rows in batches[:2] if bench.smoke else batches:
+        bench.measure(
+            what | {"rows": rows, "position": position},
+            lambda rows=rows: decode(bench, model, rows, position, bandwidth, reader),
+        )
+
+
 def main() -> int:
     bench = Bench("decode", __doc__)
-    bandwidth = bench.facts["copy_bytes_per_second"] = bench.copy_bandwidth()
+    bench.facts["copy_bytes_per_second"] = bench.copy_bandwidth()
     for preset in MODELS:
-        if bench.measure({"model": preset, "program": "check"}, lambda preset=preset: check(bench, preset)) is None:
-            continue
-        model = random_model(config_of(bench, preset), bench.device, bench.dtype)
-        for rows in BATCHES[:2] if bench.smoke else BATCHES:
-            what = {"model": preset, "program": "griffinlm", "rows": rows, "position": 9 if bench.smoke else POSITION}
-            bench.measure(what, lambda w=what, m=model: decode(bench, m, w["rows"], w["position"], bandwidth))
-        del model
+        measure(bench, preset, "griffinlm", BATCHES)
+    reader = compiled_reader("aot_eager" if bench.smoke else "inductor")
+    measure(bench, MODELS[0], "griffinlm, compiled", COMPILED_BATCHES, reader)
     return bench.finish()
 
 

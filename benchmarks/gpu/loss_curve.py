@@ -6,18 +6,14 @@ once more by those from weights moved by a rounding error, which shows how far a
 """
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from gpu.measuring import Bench, Record
+from gpu.models import plain_operators
 from griffinlm.config import ModelConfig
-from griffinlm.kernels.linear_scan import chunked
-from griffinlm.kernels.local_attention.reference import attention
-from griffinlm.model import blocks, layers
 from griffinlm.model.griffin import Griffin
 from griffinlm.train.objective import Objective
 
@@ -59,17 +55,6 @@ def text(num_bytes: int) -> Tensor:
     paths = sorted((ROOT / "src").rglob("*.py"))
     found = torch.frombuffer(bytearray(b"".join(path.read_bytes() for path in paths)), dtype=torch.uint8).long()
     return found.repeat(-(-num_bytes // len(found)))[:num_bytes]
-
-
-@contextmanager
-def plain_operators() -> Iterator[None]:
-    """Within it models run without kernels."""
-    kept = layers.rg_lru, blocks.attention
-    layers.rg_lru, blocks.attention = chunked.rg_lru, attention
-    try:
-        yield
-    finally:
-        layers.rg_lru, blocks.attention = kept
 
 
 def losses(bench: Bench, start: dict[str, Tensor], config: ModelConfig, is_compiled: bool) -> list[float]:

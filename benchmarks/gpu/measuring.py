@@ -10,7 +10,9 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from griffinlm.evaluate.record import header, write
 
 PACKAGES = ("torch", "triton", "transformers", "numpy")
 COPY_BYTES = 1 << 30
+MOST_SECONDS = 2.0
+"""For which a call is repeated."""
 RESERVED_SHARE = 0.1
 """Of a GPU's memory, for what is not counted: graphs, workspaces, fragments."""
 
@@ -73,19 +77,27 @@ class Bench:
         free, total = torch.cuda.mem_get_info()
         return int(free - RESERVED_SHARE * total)
 
-    def seconds(self, run: Callable[[], object], repeats: int = 5, warm_up: int = 2) -> float:
-        """The median time of a call, its work on the device included."""
-        repeats, warm_up = (1, 1) if self.smoke else (repeats, warm_up)
+    def seconds(self, run: Callable[[], object], repeats: int = 7, warm_up: int = 2) -> float:
+        """The median time of a call where calls follow each other: the device's, or the host's where that is longer.
+
+        Of a call that takes long there are fewer repeats, down to one.
+        """
+        if self.smoke:
+            return self._seconds_of_one(run)
         for _ in range(warm_up):
             run()
-        found = []
-        for _ in range(repeats):
-            self._wait()
-            start = time.perf_counter()
+        one = self._seconds_of_one(run)
+        repeats = min(repeats, int(MOST_SECONDS / one))
+        if repeats < 2:
+            return one
+        # The device writes down when it passes a mark; waiting in between would count the start of every call.
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+        marks[0].record()
+        for mark in marks[1:]:
             run()
-            self._wait()
-            found.append(time.perf_counter() - start)
-        return statistics.median(found)
+            mark.record()
+        torch.cuda.synchronize()
+        return statistics.median(start.elapsed_time(end) for start, end in pairwise(marks)) / 1e3
 
     def copy_bandwidth(self) -> float:
         """Bytes a second that a copy on the device reads and writes."""
@@ -111,12 +123,15 @@ class Bench:
                 if not is_peer:
                     traceback.print_exc()
         self.rows.append(row)
-        print(json.dumps(row), flush=True)
+        # One piece, so that no other program's words come between.
+        print(json.dumps(row) + "\n", end="", flush=True)
         # A run that is ended from outside leaves what it has.
         self._write(is_complete=False)
         gc.collect()
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+            # A device that an earlier fault has stopped says so in every row.
+            with suppress(RuntimeError):
+                torch.cuda.empty_cache()
         return row if not row.keys() & {"failed", "not_measured"} else None
 
     def finish(self) -> int:
@@ -134,6 +149,13 @@ class Bench:
         if self.device.type == "cuda":
             report |= {"memory_bytes": torch.cuda.get_device_properties(0).total_memory, "cuda": torch.version.cuda}
         write({**report, "is_complete": is_complete, **self.facts, "rows": self.rows}, f"gpu_{self.name}", self.out)
+
+    def _seconds_of_one(self, run: Callable[[], object]) -> float:
+        self._wait()
+        start = time.perf_counter()
+        run()
+        self._wait()
+        return time.perf_counter() - start
 
     def _wait(self) -> None:
         if self.device.type == "cuda":

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from gpu.measuring import Bench
 from griffinlm.config import BlockKind, ModelConfig
-from griffinlm.model import decoding
+from griffinlm.kernels.linear_scan import chunked
+from griffinlm.kernels.local_attention import reference
+from griffinlm.model import blocks, decoding, layers
 from griffinlm.model.blocks import AttentionState, RecurrentState
 from griffinlm.model.cuda_graph import Program
-from griffinlm.model.decoding import read_token
+from griffinlm.model.decoding import BlockReader, read_token
 from griffinlm.model.griffin import Griffin, GriffinState
 from griffinlm.model.sampling import Draws, draw_tokens
 
@@ -41,19 +43,19 @@ def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) 
 
 def filled_state(model: Griffin, rows: int, position: int, room: int) -> GriffinState:
     """Rows that have read `position` tokens, with random memory, and room for some more where attention is global."""
-    config, weight, blocks = model.config, model.embedding.weight, []
+    config, weight, kept = model.config, model.embedding.weight, []
     for kind in config.block_kinds:
         if kind == "recurrent":
             assert config.recurrent is not None
             width, past = config.recurrent.width, config.recurrent.num_conv_taps - 1
             hidden = torch.randn(rows, width, device=weight.device)
-            blocks.append(RecurrentState(hidden, weight.new_zeros(rows, past, width)))
+            kept.append(RecurrentState(hidden, weight.new_zeros(rows, past, width)))
         else:
             shape = _ring_shape(config, kind, position + room)
             rings = (weight.new_empty(rows, *shape).uniform_(-1.0, 1.0) for _ in range(2))
-            blocks.append(AttentionState(*rings))
+            kept.append(AttentionState(*rings))
     num_tokens = torch.full((rows,), position, dtype=torch.int64, device=weight.device)
-    return GriffinState(num_tokens, tuple(blocks))
+    return GriffinState(num_tokens, tuple(kept))
 
 
 def state_bytes(config: ModelConfig, num_tokens: int, element: int) -> int:
@@ -75,7 +77,7 @@ def _ring_shape(config: ModelConfig, kind: BlockKind, num_tokens: int) -> tuple[
     return window, config.attention.head_size
 
 
-def sampling_step(model: Griffin, state: GriffinState) -> Program:
+def sampling_step(model: Griffin, state: GriffinState, reader: BlockReader | None = None) -> Program:
     """One token of every row, read and drawn at temperature 1, as one CUDA graph that feeds itself; int64 [B]."""
     rows, device = len(state.num_tokens), state.num_tokens.device
     slots, tokens = torch.arange(rows, device=device), torch.zeros(rows, dtype=torch.int64, device=device)
@@ -86,11 +88,22 @@ def sampling_step(model: Griffin, state: GriffinState) -> Program:
     draws = Draws(column(1.0), torch.ones_like(tokens), column(1.0), column(-torch.inf), column(0.5))
 
     def run() -> Tensor:
-        found = draw_tokens(read_token(model, state, slots, tokens), draws, has_cuts=False)
+        found = draw_tokens(read_token(model, state, slots, tokens, reader), draws, has_cuts=False)
         tokens.copy_(found.clamp(min=0))
         return found
 
     return Program(run, device)
+
+
+@contextmanager
+def plain_operators() -> Iterator[None]:
+    """Within it models run without kernels: by the attention and, up to rounding, the scan that define them."""
+    kept = layers.rg_lru, blocks.attention
+    layers.rg_lru, blocks.attention = chunked.rg_lru, reference.attention
+    try:
+        yield
+    finally:
+        layers.rg_lru, blocks.attention = kept
 
 
 @contextmanager

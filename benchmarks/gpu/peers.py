@@ -44,20 +44,12 @@ def random_peer(bench: Bench, preset: str) -> Any:
         kept = torch.get_default_dtype()
         torch.set_default_dtype(bench.dtype)
         try:
-            # Buffers are computed where they lie; only parameters are drawn anew.
-            with _without_initial_values():
-                model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+            model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
         finally:
             torch.set_default_dtype(kept)
     for parameter in model.parameters():
         parameter.data.uniform_(-LARGEST_WEIGHT, LARGEST_WEIGHT)
     return model
-
-
-def _without_initial_values() -> Any:
-    from transformers import initialization
-
-    return initialization.no_init_weights()
 
 
 class Generation:

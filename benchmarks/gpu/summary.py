@@ -1,4 +1,4 @@
-"""Prints tables of what the measurements have found, from the lines that they printed.
+"""Prints tables of what the measurements have found, and of what they were to show, from the lines that they printed.
 
 PYTHONPATH=src:benchmarks python -m gpu.summary LOG...
 """
@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from gpu.targets import targets
 from gpu.throughput import NEW_TOKENS, PROMPT_TOKENS, SMOKE_NEW_TOKENS, SMOKE_PROMPT_TOKENS, summarise
 
 SHOWN = {
@@ -20,13 +21,14 @@ SHOWN = {
         "backward_seconds",
         "backward_share_of_copy",
     ),
-    "decode": ("model", "rows", "seconds_per_step", "tokens_per_second", "share_of_bound"),
-    "throughput": ("model", "program", "new_tokens", "tokens_per_second", "rows"),
+    "decode": ("model", "program", "rows", "seconds_per_step", "tokens_per_second", "share_of_bound"),
+    "throughput": ("model", "program", "new_tokens", "tokens_per_second", "rows", "times_gemma"),
     "prefill": ("model", "program", "rows", "tokens", "tokens_per_second", "operations_per_second"),
     "training": ("size", "model", "tokens", "seconds_per_step", "tokens_per_second", "times_as_fast_as_transformer"),
     "loss_curve": ("program", "last_loss", "largest_distance"),
 }
 """Columns of each module's table."""
+TARGETS = ("target", "least", "most", "found", "is_met")
 
 
 def read_rows(log: Path) -> list[dict[str, Any]]:
@@ -42,19 +44,29 @@ def read_rows(log: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Training rows, each with how many times as fast it is as the transformer of its size and length."""
-    transformers = {
-        (row["size"], row["tokens"]): row["seconds_per_step"]
+def compared(rows: list[dict[str, Any]], base: str, alike: tuple[str, ...], name: str) -> list[dict[str, Any]]:
+    """The rows, each with how many times as many tokens a second it has as its base.
+
+    Args:
+        base: how the name of the base's model begins.
+        alike: what a row and its base have in common.
+        name: of the new figure.
+    """
+
+    def key(row: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(row.get(one) for one in alike)
+
+    speeds = {
+        key(row): row["tokens_per_second"]
         for row in rows
-        if row["model"].startswith("mqa") and "seconds_per_step" in row
+        if "tokens_per_second" in row and row["model"].startswith(base)
     }
-    found = []
-    for row in rows:
-        theirs = transformers.get((row["size"], row["tokens"]))
-        is_known = theirs is not None and "seconds_per_step" in row
-        found.append({**row, "times_as_fast_as_transformer": theirs / row["seconds_per_step"]} if is_known else row)
-    return found
+    return [
+        {**row, name: row["tokens_per_second"] / speeds[key(row)]}
+        if "tokens_per_second" in row and key(row) in speeds
+        else row
+        for row in rows
+    ]
 
 
 def table(rows: Iterable[Mapping[str, Any]], columns: tuple[str, ...]) -> str:
@@ -75,21 +87,29 @@ def table(rows: Iterable[Mapping[str, Any]], columns: tuple[str, ...]) -> str:
 def _text(value: Any) -> str:
     if value is None:
         return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def shown(name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of a module's table."""
+    if name == "training":
+        return compared(rows, "mqa", ("size", "tokens"), "times_as_fast_as_transformer")
+    if name == "throughput":
+        tiny = any(row.get("position", PROMPT_TOKENS) < PROMPT_TOKENS for row in rows)
+        sizes = (SMOKE_PROMPT_TOKENS, SMOKE_NEW_TOKENS) if tiny else (PROMPT_TOKENS, NEW_TOKENS)
+        found = compared(summarise(rows, *sizes), "gemma", ("program", "new_tokens"), "times_gemma")
+        return [*found, *(row for row in rows if row.keys() & {"failed", "not_measured"})]
+    # A check that holds has no figure to show.
+    return [row for row in rows if row.get("program") != "check" or "failed" in row]
+
+
 def main() -> int:
-    for path in map(Path, sys.argv[1:]):
-        rows, name = read_rows(path), path.stem
-        if name == "training":
-            rows = compared(rows)
-        if name == "throughput":
-            tiny = any(row.get("position", PROMPT_TOKENS) < PROMPT_TOKENS for row in rows)
-            sizes = (SMOKE_PROMPT_TOKENS, SMOKE_NEW_TOKENS) if tiny else (PROMPT_TOKENS, NEW_TOKENS)
-            rows = [*summarise(rows, *sizes), *(row for row in rows if row.keys() & {"failed", "not_measured"})]
-        # A check that holds has no figure to show.
-        rows = [row for row in rows if row.get("program") != "check" or "failed" in row]
+    tables = {path.stem: shown(path.stem, read_rows(path)) for path in map(Path, sys.argv[1:])}
+    for name, rows in tables.items():
         print(f"{name}\n{table(rows, SHOWN[name])}\n")
+    print(f"targets\n{table(targets(tables), TARGETS)}\n")
     return 0
 
 

@@ -21,9 +21,9 @@ MODELS = ("recurrentgemma-2b", "gemma-2b")
 PROMPT_TOKENS = 2048
 NEW_TOKENS = (128, 512, 2048, 8192, 32_768)
 SMOKE_PROMPT_TOKENS, SMOKE_NEW_TOKENS = 8, (4, 16)
-ROWS = (1024, 256, 64, 512, 128)
+ROWS = (1024, 256, 64, 2048, 512, 128, 4096)
 """The first ones first, where time runs out."""
-PEER_ROWS = (64, 256)
+PEER_ROWS = (64, 256, 1024)
 STEP_BYTES_A_ROW = 32 * 256_000
 """Logits, and what is computed of them while a row's token is drawn, in a vocabulary of 256,000."""
 
@@ -93,6 +93,7 @@ def measure_ours(bench: Bench, preset: str, rows: Sequence[int], positions: Sequ
                     lambda w=what, s=by_sdpa: {
                         "seconds_per_step": step_seconds(bench, model, w["rows"], w["position"], s)
                     },
+                    is_peer=by_sdpa,
                 )
 
 
@@ -107,9 +108,10 @@ def measure_transformers(bench: Bench, preset: str, rows: Sequence[int], positio
     for num_rows in rows:
         for position in positions:
             # A growing cache is copied at every step.
-            if fits(bench, config, 2 * num_rows, position):
-                what = {"model": preset, "program": "transformers", "rows": num_rows, "position": position}
-                bench.measure(what, lambda w=what: run(w["rows"], w["position"]), is_peer=True)
+            if not fits(bench, config, 2 * num_rows, position):
+                break
+            what = {"model": preset, "program": "transformers", "rows": num_rows, "position": position}
+            bench.measure(what, lambda w=what: run(w["rows"], w["position"]), is_peer=True)
 
 
 def main() -> int:
@@ -119,14 +121,13 @@ def main() -> int:
         prompt, lengths, rows, peer_rows = SMOKE_PROMPT_TOKENS, SMOKE_NEW_TOKENS, (2,), (2,)
     # The first of the lengths lies on a line as well as any.
     positions = (prompt, *(prompt + number for number in lengths[1:]))
-    for preset in MODELS:
-        # A window is full after the prompt, so the ends are enough to see that nothing changes.
-        ends = (positions[0], positions[-1])
-        measure_ours(bench, preset, rows, ends if preset == MODELS[0] else positions)
-    for preset in MODELS:
-        measure_transformers(bench, preset, peer_rows, (positions[0], positions[-1]))
-    bench.facts |= {"prompt_tokens": prompt, "is_integrated_from_timed_steps": True}
-    bench.facts["summary"] = summarise(bench.rows, prompt, lengths)
+    # A window is full after the prompt, so the ends are enough to see that nothing changes.
+    ends = (positions[0], positions[-1])
+    bench.facts |= {"prompt_tokens": prompt, "is_integrated_from_timed_steps": True, "summary": []}
+    for measure, numbers in ((measure_ours, rows), (measure_transformers, peer_rows)):
+        for preset in MODELS:
+            measure(bench, preset, numbers, ends if preset == MODELS[0] else positions)
+            bench.facts["summary"] = summarise(bench.rows, prompt, lengths)
     return bench.finish()
 
 

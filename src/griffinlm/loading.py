@@ -69,8 +69,7 @@ def load(
         raise LoadError(f"engine is {engine!r}; allowed are {', '.join(ENGINES)}")
     if weights is not None and not isinstance(weights, str):
         raise LoadError(f"weights is {weights!r}; it must be the name of a type, such as int8")
-    if threads is not None and not (isinstance(threads, int) and 1 <= threads <= MAX_THREADS):
-        raise LoadError(f"threads is {threads!r}; it must be a whole number in 1..{MAX_THREADS}")
+    check_threads(threads)
     if adapters is not None and not isinstance(adapters, Mapping):
         raise LoadError(f"adapters is a {type(adapters).__name__}; it must be a table of names and paths")
     if early_exit and num_guesses is not None:
@@ -110,6 +109,16 @@ def load(
         return model
     loaded = {name: _loaded_adapter(path, low_rank.get(name), model) for name, path in paths.items()}
     return LanguageModel(built, tokenizer, digest, loaded)
+
+
+def check_threads(threads: int | None) -> None:
+    """Refuses a number of threads that cannot be.
+
+    Raises:
+        GriffinError: it names what is allowed.
+    """
+    if threads is not None and not (isinstance(threads, int) and 1 <= threads <= MAX_THREADS):
+        raise LoadError(f"threads is {threads!r}; it must be a whole number in 1..{MAX_THREADS}")
 
 
 def bundled_models() -> list[str]:

@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="needs Triton")
 pytest.importorskip("transformers", reason="needs the extra train")
 
 ROOT = Path(__file__).parents[2]
-MODULES = ("scan", "decode", "throughput", "prefill", "training", "loss_curve")
+MODULES = ("scan", "decode", "throughput", "prefill", "loss_curve", "training")
 PEERS = ("accelerated-scan", "flash-linear-attention hgrn")
 """Programs that the tests do not install."""
 ABSENT = ("ml_dtypes", "onnx", "onnxruntime", "typer", "trl", "llguidance")
@@ -55,6 +55,8 @@ def test_smoke_run_measures_everything_in_a_bare_checkout(tmp_path: Path):
     table = done.stdout[done.stdout.rindex("\nscan\n") :]
     assert [line for line in table.splitlines() if line in MODULES] == list(MODULES)
     assert "times_as_fast_as_transformer" in table
+    assert "times_gemma" in table
+    assert "\ntargets\n" in table
 
 
 def test_a_module_that_fails_is_named_at_the_end_and_the_others_run(tmp_path: Path):
@@ -67,10 +69,7 @@ def test_a_module_that_fails_is_named_at_the_end_and_the_others_run(tmp_path: Pa
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 1
     last = done.stdout.splitlines()[-1]
-    assert (
-        last
-        == "failed: decode (exit 3) throughput (exit 3) prefill (exit 3) training (exit 3) loss_curve (exit 3) summary"
-    )
+    assert last == f"failed: {' '.join(f'{name} (exit 3)' for name in MODULES[1:])} summary"
 
 
 def test_unknown_option_is_refused():
@@ -80,9 +79,55 @@ def test_unknown_option_is_refused():
 
 
 @pytest.fixture
-def throughput(monkeypatch: pytest.MonkeyPatch):
+def gpu(monkeypatch: pytest.MonkeyPatch):
+    """Imports a module of benchmarks/gpu."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("gpu.throughput")
+    return lambda name: importlib.import_module(f"gpu.{name}")
+
+
+@pytest.fixture
+def throughput(gpu):
+    return gpu("throughput")
+
+
+def test_rows_are_compared_with_the_transformer_of_their_size_and_length(gpu):
+    rows = [
+        {"size": "400M", "tokens": 2048, "model": "griffin-400m", "tokens_per_second": 3.0},
+        {"size": "400M", "tokens": 2048, "model": "mqa-320m", "tokens_per_second": 2.0},
+        {"size": "1B", "tokens": 2048, "model": "griffin-1.3b", "tokens_per_second": 1.0},
+        {"size": "400M", "tokens": 2048, "model": "hawk-400m", "failed": "reason"},
+    ]
+    found = gpu("summary").compared(rows, "mqa", ("size", "tokens"), "times")
+    assert [row.get("times") for row in found] == [1.5, 1.0, None, None]
+
+
+def test_a_target_is_met_missed_or_not_measured(gpu):
+    scan = {"shape": [8, 8192, 2560], "forward_seconds": 2.0}
+    tables = {
+        "scan": [
+            {**scan, "program": "griffinlm", "forward_share_of_copy": 0.6},
+            {**scan, "program": "torch loop", "forward_seconds": 1.0},
+            {**scan, "program": "some scan", "forward_seconds": 1.9, "computes": "the scan alone"},
+            {**scan, "program": "some other scan", "forward_seconds": 4.0, "computes": "the scan alone"},
+        ],
+        "decode": [
+            {"model": "recurrentgemma-2b", "rows": 1, "program": program, "share_of_bound": share}
+            for program, share in (("griffinlm, compiled", 0.8), ("griffinlm", 0.5))
+        ],
+        "throughput": [
+            {"program": program, "model": model, "new_tokens": number, "tokens_per_second": speed}
+            for program, model, number, speed in (
+                ("griffinlm", "recurrentgemma-2b", 2048, 100.0),
+                ("griffinlm", "recurrentgemma-2b", 32_768, 96.0),
+                ("griffinlm", "gemma-2b", 2048, 100.0),
+                ("transformers", "gemma-2b", 32_768, 1.0),
+            )
+        ],
+    }
+    found = gpu("targets").targets(tables)
+    assert [row["is_met"] for row in found] == [True, False, None, None, False, True, True, None, None]
+    assert found[1]["found"] == pytest.approx(0.95)
+    assert found[6]["found"] == pytest.approx(0.96)
 
 
 def test_time_of_an_answer_is_the_area_under_the_steps_timed(throughput):

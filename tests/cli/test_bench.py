@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from griffinlm.evaluate import speed
+from griffinlm.evaluate import benchmark_weights, speed
 from griffinlm.evaluate.speed import Figure
 
 FIELDS = [field.name for field in dataclasses.fields(Figure)]
@@ -98,6 +98,13 @@ def test_plain_output_is_a_table_of_the_same_figures(griffin):
 )
 def test_what_cannot_be_measured_is_refused(griffin, arguments, words):
     assert words in griffin.fails("bench", *arguments)
+
+
+def test_threads_that_cannot_be_are_refused_before_weights_are_written(griffin, monkeypatch):
+    written = []
+    monkeypatch.setattr(benchmark_weights, "random_checkpoint", lambda *wanted: written.append(wanted))
+    assert "threads is 0" in griffin.fails("bench", "decode", "--preset", "tiny-griffin", "--threads", "0")
+    assert written == []
 
 
 def test_faults_are_told_as_json_too(griffin):

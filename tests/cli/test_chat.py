@@ -1,5 +1,8 @@
 """griffin chat: one line a turn."""
 
+import signal
+from typing import Any
+
 import pytest
 from rich.cells import cell_len
 
@@ -189,6 +192,25 @@ def terminal(monkeypatch, capsys, tiny_model_directory):
 def test_ctrl_c_cuts_an_answer_short_on_a_terminal_and_the_conversation_goes_on(monkeypatch, terminal):
     monkeypatch.setattr(Conversation, "say", interrupted)
     assert terminal("the hawk", "the hill") == "half\nhalf\n\n"
+
+
+def test_ctrl_c_is_not_heard_again_while_what_it_cut_is_kept(monkeypatch, terminal):
+    def say(self: Conversation, text: str):
+        try:
+            yield "half"
+        finally:
+            signal.raise_signal(signal.SIGINT)
+
+    def shown(text: str = "", **options: Any) -> None:
+        print(text, **options)
+        if text == "half":
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Conversation, "say", say)
+    monkeypatch.setattr(chat_module, "print", shown, raising=False)
+    before = signal.getsignal(signal.SIGINT)
+    assert terminal("the hawk", "the hill") == "half\nhalf\n\n"
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_ctrl_c_at_an_empty_line_is_no_end(monkeypatch, terminal):

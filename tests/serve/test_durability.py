@@ -5,6 +5,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import threading
 
 import httpx
@@ -98,6 +99,39 @@ def test_after_kill_9_every_acknowledged_conversation_goes_on_exactly(tmp_path, 
             thread.join()
         told_before |= told
     assert len(told_before) > 5 * num_kills
+
+
+def test_two_servers_on_one_directory_go_on_with_each_others_conversations_when_one_is_killed(tmp_path):
+    killed, left = (ServerProcess("--state-dir", tmp_path) for _ in range(2))
+    told = [talk_until_killed(process, number) for number, process in enumerate((killed, left))]
+    while min(len(texts_by_id) for texts_by_id, _ in told) < 8:
+        pass
+    killed.kill()
+    for thread in told[0][1]:
+        thread.join()
+    with left.client() as client:
+        for response_id, texts in list(told[0][0].items())[-4:]:
+            answer = respond(client, SECOND, previous_response_id=response_id, **OPTIONS)
+            assert text_of(answer) == text_of(respond(client, said(*texts, SECOND), **OPTIONS))
+    assert server_errors(left.logs) == []
+    left.kill()
+    for thread in told[1][1]:
+        thread.join()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="an open file cannot be removed there")
+def test_where_the_state_directory_was_removed_nothing_is_said_to_be_stored(tmp_path):
+    process = ServerProcess("--state-dir", tmp_path / "states")
+    with process.client() as client:
+        before = respond(client, FIRST)
+        shutil.rmtree(tmp_path / "states")
+        body = {"model": "eyas", "input": SECOND, "max_output_tokens": 4, "previous_response_id": before["id"]}
+        refused = client.post("/v1/responses", json=body)
+        assert refused.status_code == 507
+        assert "conversations.sqlite was removed" in refused.json()["error"]["message"]
+        assert client.post("/v1/responses", json={**body, "store": False}).status_code == 200
+    assert process.stop() == 0
+    assert server_errors(process.logs) == []
 
 
 def resident_bytes(pid):

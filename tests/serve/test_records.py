@@ -8,7 +8,7 @@ import pytest
 
 from griffinlm.generation.store import StoreError
 from griffinlm.serve.errors import ApiError
-from griffinlm.serve.records import Record, Records
+from griffinlm.serve.records import FILE, Record, Records
 from griffinlm.state import Fingerprint
 
 FINGERPRINT = Fingerprint("weights", "float32", "float32", "tokenizer")
@@ -85,11 +85,37 @@ def test_a_database_that_cannot_be_written_keeps_what_it_had_and_goes_on(records
     assert len(records.newest("t", 100)) == 49
 
 
+def test_the_oldest_records_go_where_the_database_would_pass_its_size(tmp_path):
+    most_bytes = 1 << 18
+    with closing(Records(tmp_path, FINGERPRINT, most_bytes)) as records:
+        for number in range(100):
+            records.put("tu"[number % 2], [record(number, body={"text": "x" * 10_000})])
+        kept = sorted(int(one.id[5:]) for tenant in "tu" for one in records.newest(tenant, 100))
+        assert kept == list(range(100 - len(kept), 100))
+        assert len(kept) > 10
+        with pytest.raises(StoreError, match="does not fit into the 262144 bytes"):
+            records.put("t", [record(100, body={"text": "x" * most_bytes})])
+        assert sorted(int(one.id[5:]) for tenant in "tu" for one in records.newest(tenant, 100)) == kept
+    assert (tmp_path / FILE).stat().st_size <= most_bytes + 20_000
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_nothing_is_taken_into_a_database_that_was_removed(records, tmp_path, is_replaced):
+    records.put("t", [record(1)])
+    (tmp_path / FILE).rename(tmp_path / "elsewhere")
+    if is_replaced:
+        (tmp_path / FILE).touch()
+    with pytest.raises(StoreError, match="was removed or replaced while in use"):
+        records.put("t", [record(2)])
+    (tmp_path / "elsewhere").replace(tmp_path / FILE)
+    records.put("t", [record(2)])
+
+
 def test_a_damaged_database_is_told_as_such(tmp_path):
     records = Records(tmp_path, FINGERPRINT)
     records.put("t", [record(1)])
     records.close()
-    path = tmp_path / "conversations.sqlite"
+    path = tmp_path / FILE
     with closing(sqlite3.connect(path)) as database:
         database.execute("PRAGMA journal_mode = DELETE")
     content = bytearray(path.read_bytes())

@@ -104,9 +104,10 @@ def _subject(
     from griffinlm.edge.threads import num_threads
     from griffinlm.evaluate.benchmark_weights import check_weights
     from griffinlm.evaluate.speed import Subject
-    from griffinlm.loading import load
+    from griffinlm.loading import check_threads, load
 
     check_weights(engine, weights)
+    check_threads(threads)
     checkpoint, weights = _checkpoint(model, preset, engine, weights)
     threads = num_threads(threads)
     loaded = load(checkpoint.path, engine=engine, weights=weights, window_dtype=window_dtype, threads=threads)

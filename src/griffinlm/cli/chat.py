@@ -1,8 +1,10 @@
 """griffin chat: a conversation in the terminal."""
 
 import contextlib
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import typer
@@ -49,13 +51,11 @@ def chat(
     from griffinlm.cli.chat_session import ChatSession
 
     session = ChatSession(o.load_model(context.params), chosen, is_typed())
-    for line in _lines():
-        try:
-            _take(session, line)
-        except GriffinError as error:
-            if not is_typed():
-                raise
-            print_error(str(error), error.hint)
+    if is_typed():
+        _talk(session)
+        return
+    for line in read_lines():
+        _show(session.take(line))
         if session.is_over:
             return
 
@@ -65,31 +65,63 @@ def is_typed() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
-def _lines() -> Iterator[str]:
-    if not is_typed():
-        yield from read_lines()
-        return
+class _CtrlC:
+    """Ctrl-C in a conversation: it ends what is waited for, once. Between two waits and on a way out nobody hears it.
+
+    So an answer that it cuts is kept, however often the key is pressed.
+    """
+
+    def __init__(self) -> None:
+        self._is_heard = False
+
+    def __enter__(self) -> "_CtrlC":
+        self._before = signal.signal(signal.SIGINT, self._on_interrupt)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    @contextlib.contextmanager
+    def heard(self) -> Iterator[None]:
+        """Raises KeyboardInterrupt in this block, once."""
+        self._is_heard = True
+        try:
+            yield
+        finally:
+            self._is_heard = False
+
+    def _on_interrupt(self, _: int, __: FrameType | None) -> None:
+        if self._is_heard:
+            self._is_heard = False
+            raise KeyboardInterrupt
+
+
+def _talk(session: "ChatSession") -> None:
+    """Takes lines from a person to the end; a fault is told and ends nothing."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (gives input() line editing and history, where the system has it)
-    while True:
-        try:
-            line = input("> ")
-        except EOFError:
-            print()
-            return
-        except KeyboardInterrupt:
-            print()
-            continue
-        yield line
+    with _CtrlC() as ctrl_c:
+        while not session.is_over:
+            try:
+                with ctrl_c.heard():
+                    line = input("> ")
+            except EOFError:
+                print()
+                return
+            except KeyboardInterrupt:
+                print()
+                continue
+            pieces = session.take(line)
+            try:
+                with ctrl_c.heard():
+                    _show(pieces)
+            except KeyboardInterrupt:
+                pieces.close()
+                print(flush=True)
+            except GriffinError as error:
+                print_error(str(error), error.hint)
 
 
-def _take(session: "ChatSession", line: str) -> None:
-    pieces = session.take(line)
-    try:
-        for piece in pieces:
-            print(piece, end="", flush=True)
-    except KeyboardInterrupt:
-        pieces.close()
-        if not is_typed():
-            raise
-        print(flush=True)
+def _show(pieces: Iterable[str]) -> None:
+    for piece in pieces:
+        print(piece, end="", flush=True)

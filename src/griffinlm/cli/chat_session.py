@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from griffinlm.cli.chat_tree import drawn_tree, in_short
 from griffinlm.cli.output import for_terminal, readable_bytes
+from griffinlm.cli.text_input import require_text
 from griffinlm.conversation import Conversation
 from griffinlm.errors import GriffinError
 from griffinlm.generation.answering import Options
@@ -47,7 +48,7 @@ class ChatSession:
         Two slashes begin a message that begins with one. A line of spaces is no turn.
 
         Raises:
-            GriffinError: the command is unknown or refused, or the model refuses the message.
+            GriffinError: the command is unknown or refused, the message is no UTF-8, or the model refuses it.
         """
         text = line.strip()
         if text.startswith(SLASH) and not text.startswith(2 * SLASH):
@@ -59,7 +60,7 @@ class ChatSession:
             yield "\n"
 
     def _answer(self, message: str) -> Generator[str]:
-        pieces = self._conversation.say(message)
+        pieces = self._conversation.say(require_text(message))
         started = time.perf_counter()
         try:
             for piece in pieces:

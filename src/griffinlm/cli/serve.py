@@ -44,7 +44,12 @@ def serve(
         str, typer.Option("--memory-budget", metavar="SIZE", help="Memory for all states together, such as 8GiB.")
     ] = "2GiB",
     disk_budget: Annotated[
-        str, typer.Option("--disk-budget", metavar="SIZE", help="Most that the state directory may hold.")
+        str,
+        typer.Option(
+            "--disk-budget",
+            metavar="SIZE",
+            help="Most that kept states may take in DIR; what was said has up to 1GiB besides.",
+        ),
     ] = "16GiB",
     api_key_file: Annotated[
         Path | None,

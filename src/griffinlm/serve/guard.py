@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from starlette.requests import ClientDisconnect
 
 from griffinlm.serve.errors import ApiError, error_response
+from griffinlm.serve.json_body import require_few_parts
 from griffinlm.serve.keys import LOCAL_TENANT, ApiKeys
 from griffinlm.serve.logs import log_event, log_fault
 from griffinlm.serve.settings import Settings, is_loopback
@@ -80,6 +81,7 @@ class Guard:
                 await self._app(scope, exchange.replayed(body), exchange.send)
             return
         body = await exchange.body(self._settings.largest_body_bytes, self._settings.idle_seconds)
+        require_few_parts(body)
         await self._app(scope, exchange.replayed(body), exchange.send)
 
     def _tenant(self, exchange: "_Exchange") -> str:

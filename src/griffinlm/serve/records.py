@@ -17,6 +17,8 @@ from griffinlm.state import Fingerprint
 FILE = "conversations.sqlite"
 MOST_RECORDS = 100_000
 """Of a tenant; beyond, the oldest go."""
+MOST_BYTES = 1 << 30
+"""Of the database; beyond, the oldest records of all tenants go."""
 BUSY_SECONDS = 30.0
 
 Message = dict[str, str]
@@ -82,10 +84,12 @@ class Records:
     Args:
         directory: None keeps everything in this process.
         fingerprint: of the model; records of other models are not found.
+        most_bytes: of the database.
     """
 
-    def __init__(self, directory: Path | None, fingerprint: Fingerprint) -> None:
-        self._model = json.dumps(asdict(fingerprint))
+    def __init__(self, directory: Path | None, fingerprint: Fingerprint, most_bytes: int = MOST_BYTES) -> None:
+        self._model, self._most_bytes = json.dumps(asdict(fingerprint)), most_bytes
+        self._file = None if directory is None else directory / FILE
         path = ":memory:" if directory is None else str(directory / FILE)
         try:
             if directory is not None:
@@ -95,6 +99,7 @@ class Records:
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = FULL")
             self._database.executescript(TABLES)
+            self._opened = self._identity()
         except (sqlite3.Error, OSError) as error:
             raise ServeError(f"{path} cannot be used: {error}") from error
 
@@ -103,7 +108,12 @@ class Records:
 
     @_faults_told()
     def put(self, tenant: str, records: Sequence[Record], *, keeps_old: bool = False) -> None:
-        """Keeps records, all or none, each in the place of one with its id; or beside those, if the old are to stay."""
+        """Keeps records, all or none, each in the place of one with its id; or beside those, if the old are to stay.
+
+        Raises:
+            StoreError: there is no room for them, or the database was removed since it was opened.
+        """
+        self._require_file()
         scope, replaced = self._scope(tenant), "WHERE is_gone" if keeps_old else ""
         self._database.execute("BEGIN IMMEDIATE")
         try:
@@ -122,11 +132,44 @@ class Records:
                 " ORDER BY number DESC LIMIT -1 OFFSET ?)",
                 (scope, MOST_RECORDS),
             )
+            self._make_room(scope, records)
             self._database.execute("COMMIT")
         except BaseException:
             if self._database.in_transaction:
                 self._database.execute("ROLLBACK")
             raise
+
+    def _require_file(self) -> None:
+        """SQLite goes on writing into a removed file, and all of that would be gone with the process."""
+        if self._identity() != self._opened:
+            raise StoreError(f"{FILE} was removed or replaced while in use", hint="start the server again")
+
+    def _identity(self) -> tuple[int, int] | None:
+        """Which file stands where the database is; None where there is none."""
+        if self._file is None:
+            return None
+        try:
+            found = self._file.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def _make_room(self, scope: bytes, added: Sequence[Record]) -> None:
+        """Takes the oldest records away until the database keeps to its size; StoreError where that takes new ones."""
+        if self._num_bytes() <= self._most_bytes:
+            return
+        is_taken = True
+        while is_taken and self._num_bytes() > self._most_bytes:
+            oldest = self._database.execute("DELETE FROM records WHERE number = (SELECT min(number) FROM records)")
+            is_taken = oldest.rowcount > 0
+        if any(self._row(scope, record.id) is None for record in added):
+            raise StoreError(f"what was said does not fit into the {self._most_bytes} bytes of stored conversations")
+
+    def _num_bytes(self) -> int:
+        """Of all pages in use."""
+        names = "page_count", "freelist_count", "page_size"
+        num_pages, num_free, page_bytes = (self._database.execute(f"PRAGMA {name}").fetchone()[0] for name in names)
+        return (num_pages - num_free) * page_bytes
 
     @_faults_told()
     def get(self, tenant: str, record_id: str, kind: str | None = None) -> Record:
