@@ -20,6 +20,8 @@ class FakeService:
     def __init__(self, num_pieces=3, fails=False):
         self.jobs, self.cancelled, self.num_pieces, self.fails = {}, [], num_pieces, fails
         self.is_closed = False
+        self.read_on = None
+        """The event loop that reads on between two steps, however busy the machine; None leaves it to chance."""
 
     @property
     def busy(self):
@@ -38,6 +40,8 @@ class FakeService:
     def step(self, timeout_seconds):
         if self.fails and self.jobs:
             raise RuntimeError("a fault")
+        if self.read_on is not None:
+            asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self.read_on).result()
         told = []
         for job, num_left in list(self.jobs.items()):
             if num_left == 0:
@@ -142,6 +146,7 @@ def test_long_answers_to_several_prompts_are_read_side_by_side():
     service = FakeService(num_pieces=MOST_EVENTS_WAITING + 100)
 
     async def work(worker):
+        service.read_on = asyncio.get_running_loop()
         served: Any = SimpleNamespace(submit=worker.submit)
         request: Any = None
         return await Asker(served, "a", request)._ends([Job("a", [1]), Job("a", [1])])
