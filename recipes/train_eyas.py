@@ -15,7 +15,7 @@ Here: a run of no steps writes the token files, which come to 100 MB in parts th
 There, with torch, triton, tokenizers, safetensors, ml_dtypes and rich: the second command again goes on where it ended.
 
     mkdir -p WORK; cat parts/part.* | tar -xJ -C WORK
-    PYTHONPATH=src python recipes/train_eyas.py none WORK --width 320 --num-layers 9 --device cuda --batch-rows 64 \
+    PYTHONPATH=src python recipes/train_eyas.py none WORK --width 320 --num-layers 8 --device cuda --batch-rows 64 \
         --minutes 8 --stable-steps 8000 --anneal-steps 1500 --compile
     tar -C WORK -c eyas log.jsonl | split -b 15M - WORK/out.
 

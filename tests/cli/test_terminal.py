@@ -83,22 +83,25 @@ def test_keys_that_are_no_utf8_are_told_and_the_conversation_goes_on(terminal, e
     assert chat.wait() == 0
 
 
-def test_ctrl_c_ends_an_endless_answer_and_not_the_conversation(terminal):
+@pytest.fixture
+def endless(terminal):
+    """A conversation in whose first answer no end comes."""
     chat = terminal("--max-tokens", "1000000", "--min-tokens", "1000000")
     chat.press(b"the hawk\r")
     chat.shown(b"the hawk\r\n")
-    chat.press(b"\x03")
-    chat.shown(b"> ")
-    chat.press(b"/stats\r")
-    assert b"states kept" in chat.shown(b"last answer")
-    chat.press(b"/exit\r")
-    chat.shown(b"never")
-    assert chat.wait() == 0
+    return chat
 
 
-def test_a_terminal_that_goes_away_ends_an_endless_answer(terminal):
-    chat = terminal("--max-tokens", "1000000", "--min-tokens", "1000000")
-    chat.press(b"the hawk\r")
-    chat.shown(b"the hawk\r\n")
-    chat.hang_up()
-    assert chat.wait() == -signal.SIGHUP
+def test_ctrl_c_ends_an_endless_answer_and_not_the_conversation(endless):
+    endless.press(b"\x03")
+    endless.shown(b"> ")
+    endless.press(b"/stats\r")
+    assert b"states kept" in endless.shown(b"last answer")
+    endless.press(b"/exit\r")
+    endless.shown(b"never")
+    assert endless.wait() == 0
+
+
+def test_a_terminal_that_goes_away_ends_an_endless_answer(endless):
+    endless.hang_up()
+    assert endless.wait() == -signal.SIGHUP

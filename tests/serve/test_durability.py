@@ -119,7 +119,6 @@ def test_two_servers_on_one_directory_go_on_with_each_others_conversations_when_
         thread.join()
 
 
-@pytest.mark.skipif(os.name == "nt", reason="an open file cannot be removed there")
 def test_where_the_state_directory_was_removed_nothing_is_said_to_be_stored(tmp_path):
     process = ServerProcess("--state-dir", tmp_path / "states")
     with process.client() as client:
