@@ -292,7 +292,8 @@ def draw_eyas_checks(record: dict, path: Path) -> None:
     loss.set_ylabel("nats a token of the answers")
     colours = dict(zip(record["models"], (OTHER, HAWK, GRIFFIN, GEMMA), strict=False))
     figures = (
-        ("stories", "words_used", "asked words\nused"),
+        ("sentences", "words_used", "asked words\nin a sentence"),
+        ("stories", "words_used", "asked words\nin a story"),
         ("stories", "name_occurs", "asked name\noccurs"),
         ("stories", "length_obeyed", "asked length\nobeyed"),
         ("names", "equal", "name found"),
@@ -311,8 +312,8 @@ def draw_eyas_checks(record: dict, path: Path) -> None:
         chrf.bar(shift, translation["chrf"], width, color=colours[name], yerr=translation["chrf_interval"])
         chrf.axhline(translation["chrf_of_copying"], color=INK, linewidth=0.8, linestyle=":")
     shares.set_xticks(np.arange(len(figures)), [label for _, _, label in figures], fontsize=7)
-    shares.set_ylim(0, 1.05)
-    shares.legend(frameon=False)
+    shares.set_ylim(0, 1.12)
+    shares.legend(frameon=False, loc="upper left", ncols=len(colours), fontsize=8)
     chrf.set_xticks([0], ["chrF of French\n(dotted: copying)"], fontsize=7)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)

@@ -134,7 +134,7 @@ def check_policy(
         "repeated runs of 4 tokens": round(float(np.mean([repeated_runs(answer) for _, answer in documents])), 4),
         "different answers": round(len(set(texts)) / len(texts), 4),
     }
-    if rows[0]["kind"] == "story":
+    if "words" in rows[0]:
         pairs = [(row, text) for (row, _), text in zip(asked, texts, strict=True)]
         figures["asked words used"] = share([not missing_words(row["words"], text) for row, text in pairs])
         figures["asked number of sentences"] = share([len(sentences(t)) == row["num_sentences"] for row, t in pairs])

@@ -28,7 +28,7 @@ from griffinlm.train.data.token_file import IGNORED
 
 NAME = "eyas_checks"
 ROWS_AT_ONCE = 16
-MAX_TOKENS = {"stories": 300, "tales": 60, "names": 20, "articles": 60, "translation": 60}
+MAX_TOKENS = {"stories": 300, "sentences": 60, "tales": 60, "names": 20, "articles": 60, "translation": 60}
 TEXT_SOURCES, MOST_CHARACTERS, MOST_DOCUMENTS = ("tinystories", "wiki_simple", "books"), 4000, 100
 Z = 1.959964
 
@@ -143,6 +143,7 @@ def check_translations(requests: Sequence[dict], texts: Sequence[str]) -> dict:
 
 CHECKS: dict[str, Callable[[Sequence[dict], Sequence[str]], dict]] = {
     "stories": check_stories,
+    "sentences": check_stories,
     "tales": check_questions,
     "names": check_questions,
     "articles": check_questions,

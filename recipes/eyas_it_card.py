@@ -13,6 +13,7 @@ import griffinlm
 
 FIGURES = {
     "stories": ("all_words_used", "name_occurs", "at_most_obeyed", "length_obeyed", "all_obeyed"),
+    "sentences": ("all_words_used", "length_obeyed"),
     "tales": ("in_passage", "equal"),
     "names": ("in_passage", "equal"),
     "articles": ("in_passage", "equal"),
@@ -77,13 +78,13 @@ def card(record: dict, name: str, shown: str, model: griffinlm.LanguageModel) ->
     return f"""# {name}
 
 The small Griffin `eyas`, tuned to answer: stories on request, questions about a passage, talk about everyday tasks,
-English to French. It comes with griffinlm, so that everything can be tried without a download. It was made on one core
+English to French. It comes with griffinlm, so that everything can be tried without a download. It was made on two cores
 of a CPU: its stories hold together for some sentences, its French is a beginner's, and it knows nothing. Not for any
 use but trying the software.
 
 | | |
 | --- | --- |
-| parameters | {config.num_parameters:,} ({in_layers:,} without embedding), bfloat16 |
+| parameters | {config.num_parameters:,} ({in_layers:,} without embedding), int8 |
 | begins from | `eyas`, whose card tells what it was pretrained on |
 | tuned by | {stages[shown]} |
 | state | {model.new_state().nbytes:,} bytes a conversation in float32, at any length |
@@ -94,7 +95,8 @@ use but trying the software.
 Greedy answers; shares have their 95% intervals (Wilson's). Held out are requests made of documents that neither
 pretraining nor tuning has seen: TinyStories' validation rows, and Wikipedia articles chosen by a hash of their text;
 of tales, dialogues and sentences those that a hash of the passage, the first turn or the sentence chooses, of which
-tuning has seen none. Of tales and dialogues pretraining has read about 6% once. `recipes/text_rules.py` has the rules.
+tuning has seen none. Pretraining has read most of these tales, and a tenth of the questions and dialogues, once.
+`recipes/text_rules.py` has the rules.
 
     {record["command"]}
 

@@ -3,7 +3,8 @@
     python recipes/eyas_preferences.py DATA WORK [--policy eyas-it]
 
 DATA holds pretrain/, sft/ and preference/. Besides pairs of people's and pairs made by damaging what is right, there
-are answers that the policy itself gives, against the right ones: its faults are those that it can mend. WORK gets
+are answers that the policy itself gives: of several to one request the one that does best what was asked, by rule,
+against the one that does it worst, and some against the right answer. Its faults are those that it can mend. WORK gets
 first.jsonl and second.jsonl, two disjoint halves for two reward models, and held_out.jsonl; prompts.jsonl and
 held_out_prompts.jsonl for the policy. What the user says first decides where a row goes, so no opening stands on two
 sides; a row says which kind of pair it is.
@@ -11,13 +12,17 @@ sides; a row says which kind of pair it is.
 
 import argparse
 import hashlib
+import itertools
 import json
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import sacrebleu
 from corpus import documents, rows
 from eyas_tasks import FRENCH, Stories, common_words
 from text_rules import missing_words, sentences, words
@@ -29,12 +34,17 @@ from griffinlm.train.alignment.rows import parse_prompt
 SEED = 0
 HELD_OUT_SHARE = 0.1
 """Of the openings."""
-MOST_HELPFUL, MOST_STORIES, MOST_TRANSLATIONS = 1000, 2000, 1500
-MOST_OWN = 2000
-"""Pairs with answers of the policy, of stories and of translations each."""
+MOST_HELPFUL, MOST_STORIES, MOST_TRANSLATIONS = 600, 1500, 1000
+OWN_REQUESTS = 1500
+"""To which the policy answers: of beginnings of stories, of sentences and of translations each."""
+OWN_ANSWERS = 4
+OWN_MARGIN = 0.15
+"""By which one of the policy's answers must do better than another; 1 is all that was asked."""
+RIGHT_SHARE = 0.25
+"""Of these requests, those whose right answer is set against one of the policy's."""
 MOST_OWN_SENTENCES = 4
 MOST_OWN_TOKENS = 64
-PROMPTS_AT_ONCE = 8
+PROMPTS_AT_ONCE = 16
 LONGEST_PAIR_CHARACTERS = 700
 """Of the prompt and the longer answer, so that a small model reads many pairs in minutes."""
 PROMPTS_OF_EACH_TASK = 1500
@@ -150,29 +160,65 @@ def translation_pairs(data: Path, draw: random.Random) -> Iterator[dict]:
             yield pair(kind, FRENCH + english, french, wrong)
 
 
-def own_pairs(data: Path, policy: str, draw: random.Random) -> Iterator[dict]:
-    """Beginnings of stories and translations against what the policy answers to the same requests."""
+@dataclass(frozen=True)
+class Asked:
+    """A request to the policy, its right answer, and how well any answer does what was asked, from 0 to 1."""
+
+    kind: str
+    request: str
+    right: str
+    merit: Callable[[str], float]
+
+
+def asked_of_policy(data: Path, draw: random.Random) -> Iterator[Asked]:
+    """Beginnings of stories, single sentences and translations."""
     texts = story_texts(data)
     stories = Stories(common_words(texts))
-    beginnings = [
-        ("own story", *(message["content"] for message in row["messages"]))
-        for text in draw.sample(texts, len(texts))
+    some = draw.sample(texts, len(texts))
+    beginnings = (
+        row
+        for text in some
         for row in stories.requests(text)
-        if (row["check"]["num_sentences"] or MOST_OWN_SENTENCES + 1) <= MOST_OWN_SENTENCES
-    ]
-    pairs = english_french(data, draw)
-    translations = [("own translation", FRENCH + english, french) for english, french in pairs[:MOST_OWN]]
-    asked = [*beginnings[:MOST_OWN], *translations]
+        if row["check"]["words"] and (row["check"]["num_sentences"] or MOST_OWN_SENTENCES + 1) <= MOST_OWN_SENTENCES
+    )
+    lines = (row for text in some for row in stories.sentence_requests(text))
+    for kind, found in (("story", beginnings), ("sentence", lines)):
+        for row in itertools.islice(found, OWN_REQUESTS):
+            request, right = (message["content"] for message in row["messages"])
+            yield Asked(kind, request, right, partial(obedience, row["check"]))
+    for english, french in english_french(data, draw)[:OWN_REQUESTS]:
+        yield Asked("translation", FRENCH + english, french, partial(likeness, french))
+
+
+def obedience(check: dict, answer: str) -> float:
+    """Half for the share of the asked words that are used, half for the asked number of sentences."""
+    used = 1.0 - len(missing_words(check["words"], answer)) / len(check["words"])
+    return used * 0.5 + 0.5 * (len(sentences(answer)) == check["num_sentences"])
+
+
+def likeness(reference: str, answer: str) -> float:
+    """chrF, from 0 to 1."""
+    return sacrebleu.sentence_chrf(answer, [reference]).score / 100
+
+
+def own_pairs(data: Path, policy: str, draw: random.Random) -> Iterator[dict]:
+    """The policy's best answer against its worst, as merit has it, and the right one against one of its own."""
+    asked = list(asked_of_policy(data, draw))
     model = griffinlm.load(policy)
     rollouts = Rollouts(model, MOST_OWN_TOKENS, temperature=1.0)
     for start in range(0, len(asked), PROMPTS_AT_ONCE):
         group = asked[start : start + PROMPTS_AT_ONCE]
-        prompts = [parse_prompt({"prompt": request}, model.tokenizer)[1].tokens for _, request, _ in group]
-        for (kind, request, right), (own,) in zip(group, rollouts.ends(prompts, 1, f"{SEED} {start}"), strict=True):
+        prompts = [parse_prompt({"prompt": one.request}, model.tokenizer)[1].tokens for one in group]
+        for one, ends in zip(group, rollouts.ends(prompts, OWN_ANSWERS, f"{SEED} {start}"), strict=True):
             # An answer that was cut off would be told by its end alone, and there are such pairs already.
-            right, wrong = " ".join(right.split()), " ".join(own.text.split())
-            if own.finish_reason == "stop" and wrong and wrong != right:
-                yield pair(kind, request, right, wrong)
+            own = [" ".join(end.text.split()) for end in ends if end.finish_reason == "stop"]
+            own, right = sorted(filter(None, own), key=one.merit), " ".join(one.right.split())
+            if own and draw.random() < RIGHT_SHARE:
+                wrong = draw.choice(own)
+                if wrong != right:
+                    yield pair(f"right {one.kind}", one.request, right, wrong)
+            elif own and one.merit(own[-1]) - one.merit(own[0]) >= OWN_MARGIN:
+                yield pair(f"own {one.kind}", one.request, own[-1], own[0])
 
 
 def all_pairs(data: Path, policy: str) -> list[dict]:
@@ -200,7 +246,7 @@ def opening(row: dict) -> str:
 
 
 def policy_prompts(data: Path, draw: random.Random) -> Iterator[dict]:
-    """Beginnings of stories with words of two stories, which nobody has written yet, and sentences to translate."""
+    """Beginnings of stories and sentences with words of two stories, which nobody has written yet, and translations."""
     texts = story_texts(data)
     stories = Stories(common_words(texts))
     asked = [row["check"]["words"] for text in texts for row in stories.requests(text) if row["check"]["words"]]
@@ -209,6 +255,10 @@ def policy_prompts(data: Path, draw: random.Random) -> Iterator[dict]:
         number = draw.randint(2, 4)
         request = f"Write the beginning of a story in {number} sentences that uses the words: {', '.join(chosen)}."
         yield {"kind": "story", "prompt": request, "words": chosen, "num_sentences": number}
+    for _ in range(PROMPTS_OF_EACH_TASK):
+        chosen = sorted({draw.choice(draw.choice(asked)) for _ in range(draw.randint(1, 2))})
+        request = f"Write a sentence that uses the words: {', '.join(chosen)}."
+        yield {"kind": "sentence", "prompt": request, "words": chosen, "num_sentences": 1}
     for english, french in english_french(data, draw)[:PROMPTS_OF_EACH_TASK]:
         yield {"kind": "translation", "prompt": FRENCH + english, "reference": french}
 
@@ -223,7 +273,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--policy", default="eyas-it", help="the model whose own answers are the worse ones")
+    parser.add_argument("--policy", default="eyas-it", help="the model whose own answers are compared")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     found = [(place(opening(row)), row) for row in all_pairs(arguments.data, arguments.policy)]

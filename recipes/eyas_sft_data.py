@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from corpus import documents, is_held_out, rows
+from corpus import documents, held_out_runs, is_held_out, is_trained_on, rows
 from eyas_tasks import (
     Row,
     Stories,
@@ -30,15 +30,23 @@ HELD_OUT_TALES, HELD_OUT_OTHERS = 0.03, 0.01
 LONGEST_STORY_CHARACTERS = 1600
 LONGEST_ENGLISH_CHARACTERS = 60
 MOST_ROWS = {"articles": 6000, "dialogues": 3000}
-MOST_HELD_OUT = {"stories": 300, "articles": 150, "names": 150, "dialogues": 150, "chat": 40, "translation": 400}
-TASKS = ("stories", "tales", "names", "articles", "dialogues", "chat", "translation")
+MOST_HELD_OUT = {
+    "stories": 300,
+    "sentences": 150,
+    "articles": 150,
+    "names": 150,
+    "dialogues": 150,
+    "chat": 40,
+    "translation": 400,
+}
+TASKS = ("stories", "sentences", "tales", "names", "articles", "dialogues", "chat", "translation")
 
 Split = Iterator[tuple[Row, bool]]
 """Rows, each with whether it is held out."""
 
 
 def story_rows(data: Path) -> Split:
-    """Stories on request, and names asked of their beginnings; held out are those of the validation file."""
+    """Stories and sentences on request, names asked of beginnings; held out are those of the validation file."""
     texts = {out: list(documents(data, "tinystories", held_out=out)) for out in (False, True)}
     stories = Stories(common_words(texts[False]))
     for out, found in texts.items():
@@ -50,7 +58,7 @@ def story_rows(data: Path) -> Split:
                 or len(sentences(story)) < 3
             ):
                 continue
-            for row in (*stories.requests(story), *name_questions(story)):
+            for row in (*stories.requests(story), *stories.sentence_requests(story), *name_questions(story)):
                 yield row, out
 
 
@@ -62,9 +70,10 @@ def article_rows(data: Path) -> Split:
 
 def conversation_rows(data: Path) -> Split:
     """Questions about tales, dialogues about tasks, and some talk."""
+    runs = held_out_runs(data)
     for conversation in rows(data / "sft" / "sft_mix.jsonl.xz"):
         source, messages = conversation["source"], conversation["messages"]
-        out_of_pretraining = is_held_out("\n".join(message["content"] for message in messages))
+        out_of_pretraining = not is_trained_on(messages, runs)
         if source == "fairytaleqa":
             passage = messages[0]["content"].rpartition("\n\nQuestion: ")[0]
             row = tale_question(messages)

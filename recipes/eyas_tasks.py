@@ -21,6 +21,8 @@ LEAD = re.compile(
     r"(?P<what>(?:a|an|the|one of) [^.]{10,120})\.(?= |$)"
 )
 NAMED = re.compile(r"\ban? (?:[a-z]+,? ){0,3}?(?P<who>[a-z]+) (?:named|called) (?P<name>[A-Z][a-z]+)\b")
+PLAIN_SENTENCE = re.compile(r"[A-Z][^\"\u201c\n]{20,120}[.!?]")
+SENTENCES_OF_A_STORY = 4
 FRENCH = "Translate into French: "
 
 
@@ -51,6 +53,19 @@ class Stories:
         num_first = draw.randint(2, 6)
         if num_first < len(found):
             yield self._request(draw, " ".join(found[:num_first]), num_sentences=num_first)
+
+    def sentence_requests(self, story: str) -> Iterator[Row]:
+        """Single sentences by words that they must use, which is learned on them sooner than on whole stories."""
+        draw = random.Random(f"sentences {story}")
+        plain = [sentence for sentence in sentences(story) if PLAIN_SENTENCE.fullmatch(sentence)]
+        for sentence in draw.sample(plain, min(len(plain), SENTENCES_OF_A_STORY)):
+            choice = sorted({word for word in words(sentence) if len(word) > 3 and word not in self.common})
+            asked = draw.sample(choice, min(len(choice), draw.randint(1, 2)))
+            if asked:
+                request = f"Write a sentence that uses the words: {', '.join(asked)}."
+                yield row(
+                    "sentences", request, sentence, words=asked, name=None, at_most_sentences=None, num_sentences=1
+                )
 
     def _request(
         self, draw: random.Random, story: str, at_most: int | None = None, num_sentences: int | None = None

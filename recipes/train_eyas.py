@@ -1,12 +1,12 @@
 r"""Trains the bundled model: packed documents, Muon and AdamW, a stable stage, an anneal. Resumes if cut off.
 
-    python recipes/train_eyas.py DATA WORK --stable-steps 1100 --anneal-steps 400
+    python recipes/train_eyas.py DATA WORK --stable-steps 2000 --anneal-steps 750
 
 DATA holds pretrain/ and sft/, WORK the tokenizer (recipes/train_tokenizer.py); token files, checkpoint.pt, log.jsonl
 and at the end the model directory WORK/eyas are written there. Where the token files and held_out.json lie there
 already, DATA is not read.
 
-A model of 12 million parameters on a GPU that is lent for some minutes at a time, on a machine that only files get to.
+A model on a GPU that is lent for some minutes at a time, on a machine that only files get to.
 Here: a run of no steps writes the token files, which come to 100 MB in parts that travel one by one.
 
     python recipes/train_eyas.py DATA WORK --stable-steps 0 --anneal-steps 0
@@ -42,7 +42,7 @@ from griffinlm.checkpoint.store import SHARD_BYTES
 from griffinlm.config import ModelConfig
 from griffinlm.model import Griffin
 from griffinlm.model.state import to_array
-from griffinlm.presets import GRIFFIN_PATTERN, HAWK_PATTERN, TRANSFORMER_PATTERN
+from griffinlm.presets import GRIFFIN_PATTERN, HAWK_PATTERN, TRANSFORMER_PATTERN, bfloat16_sqrt
 from griffinlm.train.objective import Objective
 
 SEQUENCE_TOKENS = 1024
@@ -206,7 +206,7 @@ def configuration(preset: str, width: int | None, num_layers: int | None) -> Mod
             mlp_hidden=3 * width,
             recurrent=replace(found.recurrent, width=width),
             attention=replace(found.attention, num_heads=width // found.attention.head_size),
-            embedding_scale=math.sqrt(width),
+            embedding_scale=bfloat16_sqrt(width),
         )
     return found if num_layers is None else replace(found, num_layers=num_layers)
 

@@ -90,4 +90,4 @@ def test_the_tuned_model_answers_and_ends():
     translated, answered = model.generate(ids, max_tokens=40, temperature=0.0)
     assert translated.finish_reason == answered.finish_reason == "stop"
     assert "fatigu" in translated.text
-    assert "hut" in answered.text
+    assert answered.text.strip().lower() in ("a small hut", "a small hut by the sea", "by the sea", "the sea")

@@ -356,9 +356,9 @@ def test_matrices_are_shared_and_all_else_is_a_layers_own_or_everything_is_share
 
 def test_a_rank_above_that_of_a_matrix_is_cut_to_it():
     shapes = recursive("eyas", num_loops=2, rank=100).parameter_shapes()
-    assert shapes["layers.3.mlp.up.low_rank.down"] == (100, 256)
+    assert shapes["layers.3.mlp.up.low_rank.down"] == (100, 320)
     assert shapes["layers.5.attention.key.low_rank.up"] == (64, 64)
-    assert shapes["layers.4.recurrent.rg_lru.input_gate.low_rank.down"] == (4, 64, 64)
+    assert shapes["layers.4.recurrent.rg_lru.input_gate.low_rank.down"] == (4, 80, 80)
 
 
 def test_the_json_of_a_model_without_recursion_does_not_name_it():

@@ -76,6 +76,7 @@ DEPTHWISE = {
 SHARE = {"share": 0.5, "low": 0.4, "high": 0.6, "num": 90}
 QUESTIONS = {"in_passage": SHARE, "equal": SHARE}
 CHECKED = {
+    "sentences": {"words_used": SHARE},
     "stories": {"words_used": SHARE, "name_occurs": SHARE, "length_obeyed": SHARE},
     **dict.fromkeys(("names", "tales", "articles"), QUESTIONS),
     "translation": {"chrf": 40.0, "chrf_interval": 1.0, "chrf_of_copying": 15.0},

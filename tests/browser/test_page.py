@@ -126,7 +126,7 @@ def test_an_answer_cut_at_its_length_says_so_and_goes_on(url, open_page):
     page = open_page(url)
     note = page.locator(".answer .note")
     greedy(page, 60)
-    say(page, "Tell me a story.")  # the answer has an end of its own
+    say(page, "Where is the cat?")  # the answer has an end of its own
     assert note.count() == page.get_by_text("Go on", exact=True).count() == 0
     page.fill("#max-tokens", "3")
     say(page, "Once upon a time")
@@ -134,7 +134,7 @@ def test_an_answer_cut_at_its_length_says_so_and_goes_on(url, open_page):
     assert page.locator("#status").text_content().endswith("(cut at its length limit)")
     page.click("text=Go on")
     page.wait_for_selector("#send:visible")
-    assert tree_of(page) == ["0beginning", "1Tell me a story.", "2Once upon a time", "3Go on."]
+    assert tree_of(page) == ["0beginning", "1Where is the cat?", "2Once upon a time", "3Go on."]
     told = note.all_text_contents()
     page.reload()
     page.wait_for_selector("#model:enabled")

@@ -18,7 +18,7 @@ from griffinlm.export import ExportError, export_web
 playwright = pytest.importorskip("playwright.sync_api")
 
 NUM_TOKENS = 50
-QUESTIONS = ("Once upon a time", "Write about the sea and its animals.", "What is the history of Rome?")
+QUESTIONS = ("Tell me a story.", "Write about the sea and its animals.", "What is the history of Rome?")
 """To all of these, as first ones, the answer is longer than `NUM_TOKENS`."""
 STEPS = 10
 OF_THE_BROWSER = ("google.com", "googleapis.com", "gstatic.com", "gvt1.com")

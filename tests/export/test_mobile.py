@@ -41,7 +41,7 @@ def test_the_callers_answer_is_pythons(weights, tmp_path):
     model = griffinlm.load("eyas", threads=1, weights=weights)
     export_mobile("eyas", tmp_path / "phone", weights)
     caller = Caller(tmp_path / "phone")
-    ids = model.tokenizer.encode_chat([{"role": "user", "content": "Once upon a time"}])
+    ids = model.tokenizer.encode_chat([{"role": "user", "content": "Tell me a story."}])
     state = caller.new_state()
     written = [caller.best(caller.read(state, ids))]
     while len(written) < 50:

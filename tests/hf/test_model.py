@@ -233,8 +233,8 @@ def test_a_new_model_has_the_initial_values_of_the_package():
     layer = face.model.layers[0]
     assert not layer.temporal_norm.scale.any()
     assert not layer.mlp.up.bias.any()
-    assert layer.mlp.up.weight.std().item() == pytest.approx(256**-0.5, rel=0.02)
-    assert layer.mlp.down.weight.std().item() == pytest.approx((2 / (6 * 768)) ** 0.5, rel=0.02)
+    assert layer.mlp.up.weight.std().item() == pytest.approx(320**-0.5, rel=0.02)
+    assert layer.mlp.down.weight.std().item() == pytest.approx((2 / (6 * 960)) ** 0.5, rel=0.02)
     decay = torch.sigmoid(-layer.recurrent.rg_lru.a_param)
     assert 0.9 <= decay.min() <= decay.max() <= 0.999
 

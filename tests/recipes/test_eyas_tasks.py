@@ -51,6 +51,16 @@ def test_stories_obey_their_own_requests():
     assert rows == list(eyas_tasks.Stories({"there", "little"}).requests(STORY)), "the same story, other requests"
 
 
+def test_a_sentence_on_request_has_the_words_and_stands_in_the_story():
+    rows = list(eyas_tasks.Stories({"there", "little"}).sentence_requests(STORY))
+    assert rows
+    for row in rows:
+        request, answer = (message["content"] for message in row["messages"])
+        assert answer in sentences(STORY)
+        assert not missing_words(row["check"]["words"], answer)
+        assert all(word in request for word in row["check"]["words"])
+
+
 def test_questions_have_answers_that_stand_in_their_passages():
     found = [*eyas_tasks.name_questions(STORY), *eyas_tasks.article_questions("Ada Vale", ARTICLE)]
     messages = [

@@ -1,0 +1,66 @@
+"""Of a policy's own answers the one that does what was asked is the better one of a pair."""
+
+import random
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
+
+import eyas_preferences
+from eyas_preferences import Asked, likeness, obedience
+
+CHECK = {"words": ["kite", "garden"], "num_sentences": 2}
+
+
+@pytest.mark.parametrize(
+    ("answer", "merit"),
+    [
+        ("A kite flew. The garden was green.", 1.0),
+        ("A kite flew over the garden.", 0.5),
+        ("A kite flew. It was red.", 0.75),
+        ("It was red.", 0.0),
+    ],
+)
+def test_words_and_length_count_half_each(answer, merit):
+    assert obedience(CHECK, answer) == merit
+
+
+def test_a_translation_is_as_good_as_it_is_like_the_right_one():
+    right = "Où est la gare ?"
+    assert likeness(right, right) == pytest.approx(1)
+    assert likeness(right, "Where is it?") < likeness(right, "Où est le chat ?") < 1
+
+
+@pytest.mark.parametrize("right_share", [0.0, 1.0])
+def test_pairs_are_made_of_answers_that_ended(monkeypatch, right_share):
+    def ends(prompts, num_answers, seed):
+        said = [("A kite in a garden.", "stop"), ("A dog ran.", "stop"), ("A kite", "length"), ("A kite.", "stop")]
+        same = [("A dog.", "stop")] * 4
+        return [
+            [SimpleNamespace(text=text, finish_reason=reason) for text, reason in of_one] for of_one in (said, same)
+        ]
+
+    asked = [
+        Asked("sentence", "Write it.", "My kite is in the garden.", lambda text: obedience(CHECK, text))
+        for _ in range(2)
+    ]
+    monkeypatch.setattr(eyas_preferences, "asked_of_policy", lambda data, draw: asked)
+    monkeypatch.setattr(eyas_preferences, "Rollouts", lambda *args, **options: SimpleNamespace(ends=ends))
+    monkeypatch.setattr(eyas_preferences, "RIGHT_SHARE", right_share)
+    pairs = list(eyas_preferences.own_pairs(Path(), "eyas", random.Random(0)))
+    if right_share:
+        assert [pair["kind"] for pair in pairs] == ["right sentence"] * 2
+        assert all(pair["chosen"] == asked[0].right and pair["rejected"] != "A kite" for pair in pairs)
+    else:
+        (pair,) = pairs
+        assert pair["kind"] == "own sentence"
+        assert (pair["chosen"], pair["rejected"]) == ("A kite in a garden.", "A dog ran.")
+
+
+@pytest.mark.parametrize("damage", eyas_preferences.DAMAGES.values(), ids=eyas_preferences.DAMAGES)
+def test_a_damage_changes_an_answer(damage):
+    found = ["A kite flew.", "It was red.", "A dog ran.", "All laughed.", "Then they slept."]
+    assert any(damage(found, random.Random(seed)) != " ".join(found) for seed in range(4))
