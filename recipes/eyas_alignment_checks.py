@@ -176,6 +176,7 @@ def shown(figure: dict | float) -> str:
 CURVES = {
     "reward": "rewards/reward/mean",
     "watched reward": "rewards/second/mean",
+    "rule": "rewards/asked/mean",
     "kl of a token": "kl",
     "entropy": "entropy",
     "tokens": "completions/mean_length",

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import sacrebleu
 from corpus import documents, rows
+from eyas_rules import merit
 from eyas_tasks import FRENCH, Stories, common_words
 from text_rules import missing_words, sentences, words
 
@@ -185,20 +185,9 @@ def asked_of_policy(data: Path, draw: random.Random) -> Iterator[Asked]:
     for kind, found in (("story", beginnings), ("sentence", lines)):
         for row in itertools.islice(found, OWN_REQUESTS):
             request, right = (message["content"] for message in row["messages"])
-            yield Asked(kind, request, right, partial(obedience, row["check"]))
+            yield Asked(kind, request, right, partial(merit, row["check"]))
     for english, french in english_french(data, draw)[:OWN_REQUESTS]:
-        yield Asked("translation", FRENCH + english, french, partial(likeness, french))
-
-
-def obedience(check: dict, answer: str) -> float:
-    """Half for the share of the asked words that are used, half for the asked number of sentences."""
-    used = 1.0 - len(missing_words(check["words"], answer)) / len(check["words"])
-    return used * 0.5 + 0.5 * (len(sentences(answer)) == check["num_sentences"])
-
-
-def likeness(reference: str, answer: str) -> float:
-    """chrF, from 0 to 1."""
-    return sacrebleu.sentence_chrf(answer, [reference]).score / 100
+        yield Asked("translation", FRENCH + english, french, partial(merit, {"reference": french}))
 
 
 def own_pairs(data: Path, policy: str, draw: random.Random) -> Iterator[dict]:

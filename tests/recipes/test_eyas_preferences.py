@@ -10,13 +10,14 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
 
 import eyas_preferences
-from eyas_preferences import Asked, likeness, obedience
+from eyas_preferences import Asked
+from eyas_rules import merit
 
 CHECK = {"words": ["kite", "garden"], "num_sentences": 2}
 
 
 @pytest.mark.parametrize(
-    ("answer", "merit"),
+    ("answer", "expected"),
     [
         ("A kite flew. The garden was green.", 1.0),
         ("A kite flew over the garden.", 0.5),
@@ -24,14 +25,15 @@ CHECK = {"words": ["kite", "garden"], "num_sentences": 2}
         ("It was red.", 0.0),
     ],
 )
-def test_words_and_length_count_half_each(answer, merit):
-    assert obedience(CHECK, answer) == merit
+def test_words_and_length_count_half_each(answer, expected):
+    assert merit(CHECK, answer) == expected
 
 
 def test_a_translation_is_as_good_as_it_is_like_the_right_one():
     right = "Où est la gare ?"
-    assert likeness(right, right) == pytest.approx(1)
-    assert likeness(right, "Where is it?") < likeness(right, "Où est le chat ?") < 1
+    row = {"reference": right}
+    assert merit(row, right) == pytest.approx(1)
+    assert merit(row, "Where is it?") < merit(row, "Où est le chat ?") < 1
 
 
 @pytest.mark.parametrize("right_share", [0.0, 1.0])
@@ -44,8 +46,7 @@ def test_pairs_are_made_of_answers_that_ended(monkeypatch, right_share):
         ]
 
     asked = [
-        Asked("sentence", "Write it.", "My kite is in the garden.", lambda text: obedience(CHECK, text))
-        for _ in range(2)
+        Asked("sentence", "Write it.", "My kite is in the garden.", lambda text: merit(CHECK, text)) for _ in range(2)
     ]
     monkeypatch.setattr(eyas_preferences, "asked_of_policy", lambda data, draw: asked)
     monkeypatch.setattr(eyas_preferences, "Rollouts", lambda *args, **options: SimpleNamespace(ends=ends))

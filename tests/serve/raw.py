@@ -16,6 +16,13 @@ def request_bytes(path, body, headers=()):
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + content
 
 
+def send_all(connection, data):
+    """Sends data and that no more comes; a server may refuse, and close, before it has read them to the end."""
+    with contextlib.suppress(OSError):
+        connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+
+
 def read_all(connection):
     """Until the server closes, or has been silent for the connection's timeout."""
     parts = []

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from serve.raw import connect, read_all, request_bytes, status_of
+from serve.raw import connect, read_all, request_bytes, send_all, status_of
 from serve.server_process import ServerProcess, server_errors
 
 QUESTION = [{"role": "user", "content": "Tell me a story."}]
@@ -192,8 +192,7 @@ def test_texts_past_the_limit_are_400_and_long_ones_stall_nobody(client):
 )
 def test_what_is_no_http_is_refused(server, client, data):
     with connect(server) as connection:
-        connection.sendall(data)
-        connection.shutdown(socket.SHUT_WR)
+        send_all(connection, data)
         answer = read_all(connection)
     assert answer[9:12] in (b"", b"400", b"403", b"404", b"405", b"413", b"431")
     assert client.get("/health").status_code == 200

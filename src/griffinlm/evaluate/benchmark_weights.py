@@ -1,5 +1,7 @@
 """The checkpoint that a benchmark runs on: a model's own weights, or random ones of a preset, kept on disk."""
 
+import hashlib
+import json
 import math
 import shutil
 import tempfile
@@ -80,7 +82,8 @@ def random_checkpoint(preset: str, engine: str, weights: str) -> Checkpoint:
     config = ModelConfig.preset(preset)
     recipe = None if weights in FLOATS[engine] else recipe_of(weights)
     kind = weights if recipe is None else f"{recipe.default.name}-v{FORMAT_VERSION}"
-    place = cache_directory().parent / "random" / f"{preset}-{kind}"
+    digest = hashlib.sha256(json.dumps(config.to_dict()).encode()).hexdigest()[:8]
+    place = cache_directory().parent / "random" / f"{preset}-{kind}-{digest}"
     keep_alive = None
     if not place.exists():
         place, keep_alive = _room(place, _num_bytes(config, recipe, weights))

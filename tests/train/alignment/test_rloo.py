@@ -111,10 +111,98 @@ def test_a_policy_learns_to_write_some_tokens_and_no_others(run: Aligned, reward
         shares.append(sum(found) / len(found))
         return found
 
-    trainer.reward_funcs = [share]
+    trainer.reward_funcs[0] = share
     trainer.train()
     assert shares[0] < 0.65
     assert min(shares[10:12]) > 0.9
+
+
+RULES = """
+from beside import LETTER
+
+
+def letters(row, answer):
+    assert set(row) == {"prompt", "chosen", "rejected"}
+    return answer.count(LETTER) / max(1, len(answer))
+
+
+def broken(row, answer):
+    return row["nothing"]
+
+
+def endless(row, answer):
+    return float("inf")
+"""
+
+
+@pytest.fixture
+def rules(tmp_path: Path) -> Path:
+    (tmp_path / "beside.py").write_text('LETTER = "e"\n', encoding="utf-8")
+    (tmp_path / "rules.py").write_text(RULES, encoding="utf-8")
+    return tmp_path / "rules.py"
+
+
+def test_a_rule_adds_its_number_by_weight_to_the_reward(run: Aligned, reward_model: Path, rules: Path):
+    rule = f'rules={{letters={{file="{rules}", function="letters", weight=-7.0}}}}'
+    trainer = prepared(run(RlooConfig, *CHANGES, f"reward={reward_model}", "kl_coefficient=0.0", rule))
+    batch, judge, rewards = batch_of(trainer), RewardModel(reward_model), []
+    for prompt, answer in rows_of(batch):
+        text = judge.tokenizer.decode(answer).strip()
+        ended = answer[-1] in judge.tokenizer.end_ids
+        reward = judge.score([prompt + answer])[0] - 7.0 * text.count("e") / max(1, len(text))
+        rewards.append(reward - PENALTY * (not ended))
+    groups = np.array(rewards).reshape(2, NUM_ANSWERS)
+    others = (groups.sum(axis=1, keepdims=True) - groups) / (NUM_ANSWERS - 1)
+    assert_agree(batch["advantages"], (groups - others).ravel(), "model, narrow window", "float32", "torch")
+
+
+def test_rules_alone_teach(run: Aligned, rules: Path):
+    rule = f'rules={{letters={{file="{rules}", function="letters", weight=10.0}}}}'
+    changes = ("batch_rows=32", "num_answers=8", "max_answer_tokens=8", "kl_coefficient=0.0", "steps=12")
+    config = run(RlooConfig, *changes, "optimizer.learning_rate=3e-2", rule)
+    train_rloo(config)
+    lines = map(json.loads, (config.output / "log.jsonl").read_text(encoding="utf-8").splitlines())
+    means = [entry["rewards/letters/mean"] for entry in lines if "rewards/letters/mean" in entry]
+    assert means[0] < 0.2
+    assert max(means[9:]) > 0.4
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        ("broken", r"rules\.one raised KeyError: 'nothing', for the row \{"),
+        ("endless", r"rules\.one gave inf, no finite number"),
+        ("absent", r"rules\.py has no function absent"),
+    ],
+)
+def test_a_rule_that_cannot_judge_is_told(run: Aligned, rules: Path, function: str, said: str):
+    config = run(RlooConfig, "max_answer_tokens=8", f'rules={{one={{file="{rules}", function="{function}"}}}}')
+    with pytest.raises(TrainError, match=said):
+        train_rloo(config)
+
+
+@pytest.mark.parametrize("content", ["1 / 0", "import nothing_of_that_name", "def letters("])
+def test_a_file_of_rules_that_fails_is_told(run: Aligned, rules: Path, content: str):
+    rules.write_text(content, encoding="utf-8")
+    config = run(RlooConfig, "max_answer_tokens=8", f'rules={{one={{file="{rules}", function="letters"}}}}')
+    with pytest.raises(TrainError, match=r"rule .*rules\.py cannot be run: "):
+        train_rloo(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ((), "reward is missing, and there are no rules"),
+        (('watched={reward="a"}', "reward=b"), r"watched\.reward is given"),
+        (('watched={second="a"}', 'rules={second={file="r.py", function="f"}}'), r"rules\.second is given"),
+        (('rules={unended={file="r.py", function="f"}}',), r"rules\.unended is given"),
+        (('rules={asked={file="r.py"}}',), r"function is missing"),
+        (('rules={asked={file="r.py", function="f", wait=1}}',), r"wait"),
+    ],
+)
+def test_what_teaches_must_be_named_once(run: Aligned, changes: tuple[str, ...], said: str):
+    with pytest.raises(TrainError, match=said):
+        run(RlooConfig, "max_answer_tokens=8", *changes)
 
 
 def test_a_strong_kl_term_holds_the_policy_near_its_base(run: Aligned, reward_model: Path):

@@ -59,11 +59,24 @@ class DpoConfig(AlignmentConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RuleConfig:
+    """A function `(row, answer) -> number` that judges the text of an answer to a row of the files."""
+
+    file: Path
+    """Python, run as it is read."""
+    function: str
+    weight: Annotated[float, Range(-1e6, 1e6)] = 1.0
+    """By which the number is multiplied in the reward; with 0 it is logged alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RlooConfig(AlignmentConfig):
     """A policy from rewards of its own answers (arXiv 2402.14740); `batch_rows` are answers."""
 
-    reward: Path
-    """Directory of the reward model that is learned from."""
+    reward: Path | None = None
+    """Directory of the reward model that is learned from; None where rules alone teach."""
+    rules: dict[str, RuleConfig] = field(default_factory=dict)
+    """What is checked by program, by name, and added to the reward: a model's judgement of it would be guessing."""
     watched: dict[str, Path] = field(default_factory=dict)
     """Reward models that judge the answers too, by name, and teach nothing: what rises here as well is no trick."""
     num_answers: Annotated[int, Range(2, 1024)] = 4
@@ -99,12 +112,17 @@ def read_alignment_config(kind: type[Config], path: Path, changes: Sequence[str]
     local = folder / config.model
     model = str(local) if local.exists() else config.model
     if isinstance(config, RlooConfig):
+        _check(config)
+        reward = None if config.reward is None else folder / config.reward
         watched = {name: folder / path for name, path in config.watched.items()}
-        config = replace(_checked(config), reward=folder / config.reward, watched=watched)
+        rules = {name: replace(rule, file=folder / rule.file) for name, rule in config.rules.items()}
+        config = replace(config, reward=reward, watched=watched, rules=rules)
     return replace(config, output=folder / config.output, sources=sources, model=model)
 
 
-def _checked(config: RlooConfig) -> RlooConfig:
+def _check(config: RlooConfig) -> None:
+    if config.reward is None and not config.rules:
+        raise TrainError("reward is missing, and there are no rules; one of them must teach")
     rows_at_once = config.rows_per_device or config.batch_rows
     for name, rows in (("batch_rows", config.batch_rows), ("rows_per_device", rows_at_once)):
         if rows % config.num_answers:
@@ -114,6 +132,10 @@ def _checked(config: RlooConfig) -> RlooConfig:
             f"max_answer_tokens is {config.max_answer_tokens}; it must leave room for a prompt in data.row_tokens "
             f"({config.data.row_tokens})"
         )
-    if "reward" in config.watched:
-        raise TrainError("watched.reward is given; that name is the reward's that is learned from")
-    return config
+    for name in ("reward", "unended"):
+        if name in config.watched:
+            raise TrainError(f"watched.{name} is given; that name is one of a reward that is learned from")
+    taken = ("reward", "unended", *config.watched)
+    for name in config.rules:
+        if name in taken:
+            raise TrainError(f"rules.{name} is given; that name is taken ({', '.join(taken)} are)")

@@ -1,6 +1,7 @@
 """REINFORCE leave-one-out by TRL's trainer, on answers that this package's scheduler writes."""
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from griffinlm.hf import GriffinForCausalLM
 from griffinlm.language_model import LanguageModel
 from griffinlm.text import Tokenizer
 from griffinlm.train.alignment.config import RlooConfig
-from griffinlm.train.alignment.judge import Judge
+from griffinlm.train.alignment.judge import UNENDED, Judge, RuleJudge, Unended, read_rule
 from griffinlm.train.alignment.reward_model import RewardModel
 from griffinlm.train.alignment.rollouts import Rollouts, shared_engine
 from griffinlm.train.alignment.rows import Prompt, Split, parse_prompt
@@ -73,7 +74,7 @@ class RlooTrainer(TunedTrainer, TrlRlooTrainer):
 
 
 def train_rloo(config: RlooConfig, report: Callable[[DocumentError], None] | None = None) -> TuningOutcome:
-    """Trains a model on what a reward model says of its own answers, held near the model that it begins from.
+    """Trains a model on what a reward model and rules say of its own answers, held near the model that it begins from.
 
     The log has the mean reward of every judge, the distance KL(policy || base) a token, the entropy, lengths, the
     share of answers that ended, and the share of runs of four tokens that an answer had before. A run goes on from its
@@ -102,12 +103,18 @@ def build_trainer(config: RlooConfig, base: Base, prompts: Split[Prompt]) -> Rlo
         max_completion_length=config.max_answer_tokens,
         temperature=config.temperature,
         beta=0.0,  # TRL would load a reference by the class that a file names; ours is given it below
-        reward_weights=[1.0, *[0.0] * len(config.watched)],
     )
     prepare_libraries(arguments.n_gpu)
-    judges = _judges(config, base.tokenizer, arguments.device)
+    models = _model_judges(config, base.tokenizer, arguments.device)
+    judges = [*models, *_rule_judges(config, base.tokenizer), Unended(base.tokenizer.end_ids)]
+    taught = {REWARD: 1.0, **{name: rule.weight for name, rule in config.rules.items()}}
+    taught[UNENDED] = -config.unended_penalty
+    arguments.reward_weights = [taught.get(judge.__name__, 0.0) for judge in judges]
     model = GriffinForCausalLM.from_pretrained(base.checkpoint.path, dtype=torch.float32)
-    digests = {judge.__name__: judge.model.digest() for judge in judges}
+    facts = {
+        "judges": {judge.__name__: judge.model.digest() for judge in models},
+        "rules": {name: [_digest(rule.file), rule.function, rule.weight] for name, rule in config.rules.items()},
+    }
     return RlooTrainer(
         config,
         model,
@@ -117,22 +124,30 @@ def build_trainer(config: RlooConfig, base: Base, prompts: Split[Prompt]) -> Rlo
         _dataset(prompts.held_out) if prompts.held_out else None,
         tokenizer_for_trl(base.tokenizer_directory),
         checkpoints_of(config),
-        {"run": facts_of(config, base, prompts.train, judges=digests)},
-        reward_funcs=list(judges),
+        {"run": facts_of(config, base, prompts.train, **facts)},
+        reward_funcs=judges,
     )
 
 
-def _judges(config: RlooConfig, tokenizer: Tokenizer, device: torch.device) -> Sequence[Judge]:
+def _model_judges(config: RlooConfig, tokenizer: Tokenizer, device: torch.device) -> list[Judge]:
     """That which is learned from first."""
-    paths: dict[str, Path] = {REWARD: config.reward, **config.watched}
+    paths: dict[str, Path] = {**({} if config.reward is None else {REWARD: config.reward}), **config.watched}
     judges = []
     for name, path in paths.items():
         model = RewardModel(path, device)
         if model.tokenizer.digest != tokenizer.digest:
             raise TrainError(f"the tokenizer of {path} is another one than that of {config.model}")
-        judges.append(Judge(name, model, tokenizer.end_ids, config.unended_penalty if name == REWARD else None))
+        judges.append(Judge(name, model))
     return judges
 
 
+def _rule_judges(config: RlooConfig, tokenizer: Tokenizer) -> list[RuleJudge]:
+    return [RuleJudge(name, read_rule(rule.file, rule.function), tokenizer) for name, rule in config.rules.items()]
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
 def _dataset(prompts: list[Prompt]) -> Dataset:
-    return Dataset.from_dict({"prompt": [prompt.tokens for prompt in prompts]})
+    return Dataset.from_dict({"prompt": [one.tokens for one in prompts], "row": [one.row for one in prompts]})

@@ -55,6 +55,8 @@ class Prompt(NamedTuple):
     """What is to be answered."""
 
     tokens: list[int]
+    row: str
+    """All that the row of the file holds, as JSON, for rules."""
 
     @property
     def num_tokens(self) -> int:
@@ -86,9 +88,9 @@ def parse_pair(values: Any, tokenizer: Tokenizer) -> tuple[str, Pair]:
 
 
 def parse_prompt(values: Any, tokenizer: Tokenizer) -> tuple[str, Prompt]:
-    """`{prompt}`: text, or messages; what else a row holds is not read."""
+    """`{prompt}`: text, or messages; what else a row holds is for rules to read."""
     messages = _prompt(values)
-    return messages[0]["content"], Prompt(tokenizer.encode_chat(messages))
+    return messages[0]["content"], Prompt(tokenizer.encode_chat(messages), json.dumps(values))
 
 
 def read_split(

@@ -28,6 +28,7 @@ NOT_DECIDING = {
     "log_every_steps",
     "reward",
     "watched",
+    "rules",
 }
 """Entries of a configuration that do not decide the numbers of a run, or are told by a digest."""
 
