@@ -156,6 +156,29 @@ def check_policies(pairs: Path, judges: dict[str, Path], policies: dict[str, Pat
     return {n: {k: check_policy(m, base, loaded, of_kind) for k, of_kind in rows.items()} for n, m in models.items()}
 
 
+def together(found: dict[str, dict]) -> dict[str, dict[str, float]]:
+    """Each policy beside the first over all kinds alike: rewards in deviations of the first's, lengths as a ratio."""
+    base, *others = found
+    names = [name for name in next(iter(found[base].values())) if name.startswith("reward ")]
+    figures = {}
+    for policy in others:
+        changes = {name: _change(found[base], found[policy], name) for name in names}
+        lengths = [_mean(found[one], "tokens") for one in (base, policy)]
+        figures[policy] = {**changes, "tokens": round(lengths[1] / lengths[0], 4)}
+    return figures
+
+
+def _change(base: dict[str, dict], policy: dict[str, dict], reward: str) -> float:
+    """Of a mean reward, in standard deviations of the base's answers of all kinds."""
+    mean = _mean(base, reward)
+    squares = [of_kind[reward]["sd"] ** 2 + (of_kind[reward]["mean"] - mean) ** 2 for of_kind in base.values()]
+    return round((_mean(policy, reward) - mean) / float(np.sqrt(np.mean(squares))), 4)
+
+
+def _mean(policy: dict[str, dict], name: str) -> float:
+    return float(np.mean([of_kind[name]["mean"] for of_kind in policy.values()]))
+
+
 def print_table(columns: dict[str, dict]) -> None:
     """Figures as Markdown, a column a model."""
     print("|", " | ".join(["", *columns]), "|")
@@ -215,10 +238,14 @@ def main() -> None:
         for kind in next(iter(found.values())):
             print(f"\n{kind}\n")
             print_table({name: figures[kind] for name, figures in found.items()})
+        print("\nall kinds alike, beside the first policy\n")
+        print_table(together(found))
     if arguments.out is not None:
         told = [arguments.what, "PAIRS", *arguments.models]
         told += [] if arguments.most is None else ["--most", str(arguments.most)]
         record = {**header("recipes/eyas_alignment_checks.py", told), "figures": found}
+        if arguments.what == "policies":
+            record["together"] = together(found)
         if arguments.log is not None:
             record["curves"] = curves(arguments.log)
         write(record, f"eyas_{arguments.what}", arguments.out)
