@@ -267,12 +267,19 @@ def draw_eyas_policies(record: dict, path: Path) -> None:
     panels = (
         ("mean reward", {"teaches": ("reward", HAWK), "watches": ("watched reward", GEMMA)}),
         ("nats a token", {"KL to the tuned model": ("kl of a token", HAWK), "entropy": ("entropy", MAMBA)}),
-        ("share", {"answers ended": ("ended", HAWK), "runs of 4 repeated": ("repeated runs", GEMMA)}),
+        (
+            "share",
+            {
+                "answers ended": ("ended", HAWK),
+                "what was asked, by rule": ("rule", GRIFFIN),
+                "runs of 4 repeated": ("repeated runs", GEMMA),
+            },
+        ),
     )
     figure, row = plt.subplots(1, len(panels), figsize=(9.5, 3.2), layout="constrained")
     for axes, (label, lines) in zip(row, panels, strict=True):
         for name, (curve, colour) in lines.items():
-            if curve not in found:  # no reward model watched
+            if curve not in found:  # no rule, or no reward model that watched
                 continue
             axes.plot(np.arange(1, len(found[curve]) + 1), found[curve], color=colour, linewidth=1.5, label=name)
         axes.set_xlabel("step")

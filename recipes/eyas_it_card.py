@@ -73,7 +73,8 @@ def card(record: dict, name: str, shown: str, model: griffinlm.LanguageModel) ->
     in_layers = config.num_parameters - config.num_embedding_parameters
     stages = {
         "sft": "`recipes/eyas_sft_data.py`, then `griffin train sft --config recipes/eyas_sft.toml`",
-        "rlhf": "the same, then by a reward model and REINFORCE (`recipes/eyas_reward.toml`, `recipes/eyas_rloo.toml`)",
+        "rlhf": "the same, then REINFORCE on a reward model and a rule (`recipes/eyas_preferences.py`, then "
+        "`griffin train reward` and `rloo` with `recipes/eyas_reward.toml` and `recipes/eyas_rloo.toml`)",
     }
     return f"""# {name}
 

@@ -48,6 +48,8 @@ PROMPTS_AT_ONCE = 16
 LONGEST_PAIR_CHARACTERS = 700
 """Of the prompt and the longer answer, so that a small model reads many pairs in minutes."""
 PROMPTS_OF_EACH_TASK = 1500
+NAME_SHARE = 0.4
+"""Of the prompts for stories, those that ask for a name."""
 
 
 def place(text: str) -> float:
@@ -235,15 +237,28 @@ def opening(row: dict) -> str:
 
 
 def policy_prompts(data: Path, draw: random.Random) -> Iterator[dict]:
-    """Beginnings of stories and sentences with words of two stories, which nobody has written yet, and translations."""
+    """Beginnings of stories and sentences with words of two stories, which nobody has written yet, and translations.
+
+    A name that must occur is among the `words` of a row.
+    """
     texts = story_texts(data)
     stories = Stories(common_words(texts))
-    asked = [row["check"]["words"] for text in texts for row in stories.requests(text) if row["check"]["words"]]
+    checks = [row["check"] for text in texts for row in stories.requests(text)]
+    asked = [check["words"] for check in checks if check["words"]]
+    names = [check["name"] for check in checks if check["name"]]
     for _ in range(PROMPTS_OF_EACH_TASK):
         chosen = sorted({draw.choice(draw.choice(asked)) for _ in range(draw.randint(1, 3))})
+        name = draw.choice(names) if draw.random() < NAME_SHARE else None
         number = draw.randint(2, 4)
-        request = f"Write the beginning of a story in {number} sentences that uses the words: {', '.join(chosen)}."
-        yield {"kind": "story", "prompt": request, "words": chosen, "num_sentences": number}
+        about = f" about {name}" if name else ""
+        uses = f"uses the words: {', '.join(chosen)}"
+        request = f"Write the beginning of a story{about} in {number} sentences that {uses}."
+        yield {
+            "kind": "story",
+            "prompt": request,
+            "words": [*chosen, *filter(None, [name])],
+            "num_sentences": number,
+        }
     for _ in range(PROMPTS_OF_EACH_TASK):
         chosen = sorted({draw.choice(draw.choice(asked)) for _ in range(draw.randint(1, 2))})
         request = f"Write a sentence that uses the words: {', '.join(chosen)}."

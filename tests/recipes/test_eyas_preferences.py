@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
 
 import eyas_preferences
 from eyas_preferences import Asked
-from eyas_rules import merit
+from eyas_rules import merit, reward
 
 CHECK = {"words": ["kite", "garden"], "num_sentences": 2}
 
@@ -34,6 +34,29 @@ def test_a_translation_is_as_good_as_it_is_like_the_right_one():
     row = {"reference": right}
     assert merit(row, right) == pytest.approx(1)
     assert merit(row, "Where is it?") < merit(row, "Où est le chat ?") < 1
+
+
+def test_a_policy_is_not_paid_for_what_follows_a_translation():
+    row, right = {"reference": "Où est la gare ?"}, "Où est la gare ?"
+    longer = f"{right} Je ne sais pas où elle est."
+    assert reward(row, right) == pytest.approx(1)
+    assert reward(row, longer) < merit(row, longer) - 0.1
+    assert reward(CHECK, "A kite flew. It was red.") == 0.75
+
+
+def test_prompts_ask_for_words_names_and_lengths_that_a_rule_can_check(monkeypatch):
+    story = "Tom had a kite. One day Tom ran to the garden. The kite flew over the wall. Then Tom was very happy."
+    monkeypatch.setattr(eyas_preferences, "story_texts", lambda data: [f"{story} {place}." for place in range(20)])
+    monkeypatch.setattr(eyas_preferences, "common_words", lambda texts: set())
+    monkeypatch.setattr(eyas_preferences, "english_french", lambda data, draw: [("Hello.", "Bonjour.")])
+    prompts = list(eyas_preferences.policy_prompts(Path(), random.Random(0)))
+    stories = [row for row in prompts if row["kind"] == "story"]
+    named = [row for row in stories if "about Tom" in row["prompt"]]
+    assert 0.3 < len(named) / len(stories) < 0.5
+    assert all("Tom" in row["words"] for row in named)
+    assert all(word in row["prompt"] for row in prompts for word in row.get("words", ()))
+    assert all(f"in {row['num_sentences']} sentences" in row["prompt"] for row in stories)
+    assert [row["reference"] for row in prompts if row["kind"] == "translation"] == ["Bonjour."]
 
 
 @pytest.mark.parametrize("right_share", [0.0, 1.0])
