@@ -276,15 +276,15 @@ def draw_eyas_policies(record: dict, path: Path) -> None:
             },
         ),
     )
-    figure, row = plt.subplots(1, len(panels), figsize=(9.5, 3.2), layout="constrained")
+    figure, row = plt.subplots(1, len(panels), figsize=(9.5, 3.8), layout="constrained")
     for axes, (label, lines) in zip(row, panels, strict=True):
         for name, (curve, colour) in lines.items():
             if curve not in found:  # no rule, or no reward model that watched
                 continue
             axes.plot(np.arange(1, len(found[curve]) + 1), found[curve], color=colour, linewidth=1.5, label=name)
         axes.set_xlabel("step")
-        axes.set_title(label, fontsize=10)
-        axes.legend(frameon=False, fontsize=8)
+        axes.set_ylabel(label)
+        axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0.0, 1.0))
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
