@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -255,8 +256,9 @@ def test_random_weights_that_find_no_room_are_refused(empty_cache, monkeypatch):
 
 
 def test_a_directory_of_another_model_under_the_name_of_a_preset_is_refused(empty_cache):
-    place = random_checkpoint("tiny-hawk", "onnx", "int8").path
-    place.rename(place.with_name(place.name.replace("tiny-hawk", "tiny-griffin")))
+    place, other = (random_checkpoint(name, "onnx", "int8").path for name in ("tiny-griffin", "tiny-hawk"))
+    shutil.rmtree(place)
+    other.rename(place)
     with pytest.raises(GriffinError, match="another model than preset tiny-griffin"):
         random_checkpoint("tiny-griffin", "onnx", "int8")
 

@@ -205,8 +205,9 @@ def test_layer_compiled_without_graph_breaks_equals_the_layer(cut, monkeypatch):
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     leaves = [x, *layer.parameters()]
     found, expected = compiled(x, reset, initial, None), layer(x, reset, initial, None)
+    # torch takes products apart to trace them, and not every processor then adds them in the same order.
     for one, other in zip(found, expected, strict=True):
-        assert torch.equal(one, other)
+        assert_agree(one, other, "rg_lru", torch.float32, "triton")
     gradients = (torch.autograd.grad(y.sum() + final.sum(), leaves) for y, final in (found, expected))
     for one, other in zip(*gradients, strict=True):
         assert_agree(one, other, "rg_lru gradient", torch.float32, "triton")
@@ -227,7 +228,7 @@ def test_layer_exports_as_one_call_of_any_length(cut, monkeypatch):
     assert len(calls) == 1
     given = arguments(9)
     for found, expected in zip(program.module()(*given), layer(*given), strict=True):
-        assert torch.equal(found, expected)
+        assert_agree(found, expected, "rg_lru", torch.float32, "triton")
 
 
 def test_cpu_tensors_are_never_given_to_the_kernels(monkeypatch):

@@ -194,8 +194,14 @@ def test_what_is_no_http_is_refused(server, client, data):
     with connect(server) as connection:
         send_all(connection, data)
         answer = read_all(connection)
-    assert answer[9:12] in (b"", b"400", b"403", b"404", b"405", b"413", b"431")
+    assert answer[9:12] in (b"", b"400", b"403", b"404", b"405", b"413", b"431", b"505")
     assert client.get("/health").status_code == 200
+
+
+def test_versions_of_http_that_there_are_not_are_505(server):
+    with connect(server) as connection:
+        connection.sendall(b"GET / HTTP/9.9\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+        assert status_of(connection) == 505
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "", "localhost@evil.example", "[::2]"])

@@ -21,6 +21,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 UPLOADS = frozenset({"/v1/states/upload"})
 """Paths whose bodies may be as large as an upload."""
+HTTP_VERSIONS = ("1.0", "1.1", "2", "3")
 CLIENT_GONE = 499
 """The status in the logs where nobody was left to be answered."""
 BODY_SECONDS = 120.0
@@ -68,6 +69,8 @@ class Guard:
 
     async def _answer(self, exchange: "_Exchange") -> None:
         scope, path = exchange.scope, exchange.scope["path"]
+        if scope["http_version"] not in HTTP_VERSIONS:
+            raise ApiError(505, f"HTTP version is {scope['http_version']}; allowed are {', '.join(HTTP_VERSIONS)}")
         self._check_origin(exchange)
         scope["state"]["tenant"] = LOCAL_TENANT
         if path not in self._open_paths:
