@@ -37,7 +37,8 @@ DATA = """- **TinyStories** (stories on request, names asked of their beginnings
 - **Schema-Guided Dialogue** (task dialogues): Google, CC BY-SA 4.0.
 - **Topical-Chat**: Amazon, CDLA-Sharing-1.0. **dolly_hhrlhf**: CC BY-SA 3.0. **StoryWeaver** (Pratham Books) and
   **African Storybook** (Saide): CC BY 3.0 or 4.0.
-- **Tatoeba** (English to French): https://tatoeba.org, CC BY 2.0 FR, its contributors."""
+- **Tatoeba** (English to French): https://tatoeba.org, CC BY 2.0 FR, its contributors.
+- **HH-RLHF** (helpful replies that people compared, for the reward model): Copyright (c) 2022 Anthropic, MIT."""
 
 
 def percent(figure: dict) -> str:
@@ -73,8 +74,9 @@ def card(record: dict, name: str, shown: str, model: griffinlm.LanguageModel) ->
     in_layers = config.num_parameters - config.num_embedding_parameters
     stages = {
         "sft": "`recipes/eyas_sft_data.py`, then `griffin train sft --config recipes/eyas_sft.toml`",
-        "rlhf": "the same, then REINFORCE on a reward model and a rule (`recipes/eyas_preferences.py`, then "
-        "`griffin train reward` and `rloo` with `recipes/eyas_reward.toml` and `recipes/eyas_rloo.toml`)",
+        "rlhf": "`recipes/eyas_sft_data.py`, `griffin train sft --config recipes/eyas_sft.toml`, then REINFORCE on a "
+        "reward model and a rule: `recipes/eyas_preferences.py`, `griffin train reward --config "
+        "recipes/eyas_reward.toml`, `griffin train rloo --config recipes/eyas_rloo.toml`",
     }
     return f"""# {name}
 

@@ -1,6 +1,6 @@
 """Pairs of answers of which one is better, for the reward models of eyas, and requests for its policy.
 
-    python recipes/eyas_preferences.py DATA WORK [--policy eyas-it]
+    python recipes/eyas_preferences.py DATA WORK --policy work/eyas_sft/model
 
 DATA holds pretrain/, sft/ and preference/. Besides pairs of people's and pairs made by damaging what is right, there
 are answers that the policy itself gives: of several to one request the one that does best what was asked, by rule,
@@ -277,7 +277,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--policy", default="eyas-it", help="the model whose own answers are compared")
+    parser.add_argument("--policy", required=True, help="the model whose own answers are compared")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     found = [(place(opening(row)), row) for row in all_pairs(arguments.data, arguments.policy)]

@@ -10,6 +10,9 @@ from griffinlm.train.errors import TrainError
 from griffinlm.train.table import Range, read_table, read_toml
 from griffinlm.train.tuning_config import TunedRun, require_run
 
+REWARD, UNENDED = "reward", "unended"
+"""Names in the log: of the reward model that is learned from, and of answers without an end."""
+
 
 @dataclass(frozen=True)
 class RowsConfig:
@@ -132,10 +135,9 @@ def _check(config: RlooConfig) -> None:
             f"max_answer_tokens is {config.max_answer_tokens}; it must leave room for a prompt in data.row_tokens "
             f"({config.data.row_tokens})"
         )
-    for name in ("reward", "unended"):
-        if name in config.watched:
-            raise TrainError(f"watched.{name} is given; that name is one of a reward that is learned from")
-    taken = ("reward", "unended", *config.watched)
-    for name in config.rules:
-        if name in taken:
-            raise TrainError(f"rules.{name} is given; that name is taken ({', '.join(taken)} are)")
+    taken = [REWARD, UNENDED]
+    for table, names in (("watched", config.watched), ("rules", config.rules)):
+        for name in names:
+            if name in taken:
+                raise TrainError(f"{table}.{name} is given; that name is taken ({', '.join(taken)} are)")
+            taken.append(name)

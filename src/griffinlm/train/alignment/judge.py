@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from griffinlm.text import Tokenizer
+from griffinlm.train.alignment.config import UNENDED
 from griffinlm.train.alignment.reward_model import RewardModel
 from griffinlm.train.errors import TrainError
 
-UNENDED = "unended"
 RUN_TOKENS = 4
 LONGEST_SHOWN = 60
 

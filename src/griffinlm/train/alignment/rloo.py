@@ -15,8 +15,8 @@ from griffinlm.evaluate.documents import DocumentError
 from griffinlm.hf import GriffinForCausalLM
 from griffinlm.language_model import LanguageModel
 from griffinlm.text import Tokenizer
-from griffinlm.train.alignment.config import RlooConfig
-from griffinlm.train.alignment.judge import UNENDED, Judge, RuleJudge, Unended, read_rule
+from griffinlm.train.alignment.config import REWARD, UNENDED, RlooConfig
+from griffinlm.train.alignment.judge import Judge, RuleJudge, Unended, read_rule
 from griffinlm.train.alignment.reward_model import RewardModel
 from griffinlm.train.alignment.rollouts import Rollouts, shared_engine
 from griffinlm.train.alignment.rows import Prompt, Split, parse_prompt
@@ -30,9 +30,6 @@ from griffinlm.train.base import (
 from griffinlm.train.errors import TrainError
 from griffinlm.train.sharding import rank
 from griffinlm.train.tuning_trainer import TunedTrainer, common_arguments
-
-REWARD = "reward"
-"""The name of the reward that is learned from, beside those of the watched ones."""
 
 
 class RlooTrainer(TunedTrainer, TrlRlooTrainer):
