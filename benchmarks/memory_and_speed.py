@@ -22,7 +22,7 @@ import griffinlm
 from griffinlm.errors import GriffinError
 from griffinlm.evaluate.benchmark_weights import ENGINES, check_weights, model_checkpoint, weights_run
 from griffinlm.evaluate.record import header, write
-from griffinlm.executor import Engine, Executor
+from griffinlm.executor import Engine, Executor, Extra
 from griffinlm.generation.answering import Options
 
 PROMPT = "Once upon a time"
@@ -79,7 +79,9 @@ class WatchedEngine:
     def __init__(self, engine: Engine, watch: Watch) -> None:
         self._engine, self._watch = engine, watch
         self.config, self.precision, self.window_dtype = engine.config, engine.precision, engine.window_dtype
-        self.num_spare_rows = engine.num_spare_rows
+
+    def extra(self, capacity: int | None = None) -> Extra:
+        return self._engine.extra(capacity)
 
     def executor(self, num_slots: int, capacity: int | None = None) -> Any:
         return WatchedExecutor(self._engine.executor(num_slots, capacity), self._watch)

@@ -15,6 +15,7 @@ from griffinlm import GriffinError, State
 from griffinlm.checkpoint import open_checkpoint, write_checkpoint
 from griffinlm.conversation import Conversation
 from griffinlm.language_model import LanguageModel
+from griffinlm.state.sealed import checksum
 
 IDS = [5, 80, 81, 7, 100, 258, 3, 9, 9, 60]
 TEXT = "the hawk and the hill"
@@ -122,12 +123,10 @@ def test_state_file_of_before_adapters_is_one_without(model, tmp_path):
     """Files without the field hold the fingerprint that their checksum is of."""
     file = tmp_path / "state"
     model.read(TEXT).save(file)
-    from griffinlm import state as state_module
-
     arrays = load_file(file)
     fingerprint = dataclasses.asdict(model.identity.fingerprint)
     del fingerprint["adapter"]
-    record = {"fingerprint": fingerprint, "checksum": state_module._checksum(arrays, fingerprint)}
+    record = {"fingerprint": fingerprint, "checksum": checksum(arrays, fingerprint)}
     save_file(arrays, file, {"griffinlm": json.dumps(record)})
     assert State.load(file, model).num_tokens[0] > 1
     with pytest.raises(GriffinError, match="adapter none instead of"):

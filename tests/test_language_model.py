@@ -320,6 +320,8 @@ def test_room_for_more_than_one_answer(gemma):
     assert first.token_ids + second.token_ids == whole.token_ids
     with pytest.raises(GriffinError, match="capacity"):
         gemma.generate([], state=first.state, max_tokens=7, capacity=99)
+    with pytest.raises(GriffinError, match="prompt and answer may reach 14 tokens; the capacity is 13"):
+        gemma.generate([1, 2], max_tokens=12, capacity=13)
 
 
 def test_a_fixed_size_state_takes_no_capacity(model):

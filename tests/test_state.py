@@ -184,6 +184,17 @@ def test_a_copy_and_a_row_live_on_their_own():
     assert copied.nbytes == 2 * row.nbytes
 
 
+def test_states_that_do_not_belong_together_are_not_stacked():
+    with pytest.raises(StateError, match="there are no states to stack"):
+        State.stack([])
+    with pytest.raises(StateError, match="state 1 belongs to another model or adapter than state 0"):
+        State.stack([filled(GRIFFIN), filled(Model(GRIFFIN.config, window_dtype="bfloat16"))])
+    gemma = Model(ModelConfig.preset("tiny-gemma"))
+    short, long = (filled(gemma, capacity=capacity) for capacity in (8, 9))
+    with pytest.raises(StateError, match="state 1 has another capacity than state 0"):
+        State.stack([short, long])
+
+
 def test_bfloat16_survives_bit_by_bit(tmp_path):
     model = Model(GRIFFIN.config, window_dtype="bfloat16")
     state = filled(model)

@@ -167,6 +167,10 @@ class SettledSlots:
         self._forget(slot)
         self._next_class().release(slot)
 
+    def use_adapter(self, slot: int, name: str | None) -> None:
+        self._settle([slot])
+        self._next_class().use_adapter(slot, name)
+
     def _next_class(self) -> Any:
         return super()
 
@@ -198,6 +202,17 @@ class DraftingExecutor(Executor, Protocol):
         ...
 
 
+class Extra(NamedTuple):
+    """Bytes that an executor keeps between its calls beside the states of its slots, at most."""
+
+    num_bytes: int = 0
+    num_bytes_a_slot: int = 0
+
+    def of(self, num_slots: int) -> int:
+        """Of an executor with so many slots."""
+        return self.num_bytes + num_slots * self.num_bytes_a_slot
+
+
 class Engine(Protocol):
     """The weights of a model, ready to run. Executors made from one engine share them."""
 
@@ -206,8 +221,10 @@ class Engine(Protocol):
     """Type of weights and activations."""
     window_dtype: str
     """Type of attention's keys and values in the state."""
-    num_spare_rows: int
-    """States that an executor keeps beside those of its slots."""
+
+    def extra(self, capacity: int | None = None) -> Extra:
+        """What executors of that capacity keep beside the states of their slots."""
+        ...
 
     def executor(self, num_slots: int, capacity: int | None = None) -> Executor:
         """New slots, all empty."""

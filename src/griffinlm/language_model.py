@@ -268,7 +268,13 @@ class LanguageModel:
         rows = [None if state is None else state.row(row) for row in range(len(prompts))]
         ids = [self._prompt_ids(prompt, one, row) for row, (prompt, one) in enumerate(zip(prompts, rows, strict=True))]
         states = [one or self.initial_state() for one in rows]
-        room = max(checked.capacity or 0, max(len(one) for one in ids) + checked.max_tokens)
+        wanted = max(len(one) for one in ids) + checked.max_tokens
+        if checked.capacity is not None and wanted > checked.capacity:
+            raise GenerationError(
+                f"prompt and answer may reach {wanted} tokens; the capacity is {checked.capacity}",
+                hint="give a larger capacity, or fewer max_tokens",
+            )
+        room = wanted if checked.capacity is None else checked.capacity
         executor = self.engine.executor(len(ids) * num_answers, self._capacity(state, room))
 
         def make_state(arrays: dict[str, np.ndarray]) -> State:

@@ -13,13 +13,14 @@ from griffinlm.checkpoint import Checkpoint, CheckpointError, open_checkpoint, p
 from griffinlm.checkpoint.adapter import AdapterTerms, LowRankAdapter, read_low_rank
 from griffinlm.checkpoint.exits import Exits, read_exits
 from griffinlm.errors import GriffinError
-from griffinlm.executor import Engine
-from griffinlm.generation.exits import ExitingEngine
-from griffinlm.generation.speculation import SpeculatingEngine
+from griffinlm.executor import Engine, Extra
+from griffinlm.generation.exits import ExitingExecutor
+from griffinlm.generation.settling import SettlingEngine
+from griffinlm.generation.speculation import SpeculatingExecutor
 from griffinlm.language_model import LanguageModel, LoadedAdapter
 from griffinlm.quantization import recipe_of
 from griffinlm.recursive.first_loop import first_loop
-from griffinlm.state import NOTHING_PENDING, State
+from griffinlm.state import NOTHING_PENDING, State, bytes_written_by_a_token
 from griffinlm.text import Tokenizer
 
 BUNDLED_MODELS = Path(__file__).parent / "data"
@@ -72,6 +73,8 @@ def load(
     check_threads(threads)
     if adapters is not None and not isinstance(adapters, Mapping):
         raise LoadError(f"adapters is a {type(adapters).__name__}; it must be a table of names and paths")
+    if num_guesses is not None and num_guesses < 1:
+        raise LoadError(f"num_guesses is {num_guesses}; it must be at least 1")
     if early_exit and num_guesses is not None:
         raise LoadError("tokens can be guessed or leave early, not both")
     checkpoint = open_checkpoint(find_model(path_or_name))
@@ -213,7 +216,7 @@ def _onnx_engine(
 
 def _onnx_speculating(checkpoint: Checkpoint, engine: Engine, threads: int | None, num_guesses: int) -> Engine:
     from griffinlm.edge.ahead import MAX_GUESSES
-    from griffinlm.edge.drafting import OnnxDraftingExecutor
+    from griffinlm.edge.drafting import OnnxDraftingExecutor, bytes_ahead
     from griffinlm.edge.engine import OnnxEngine, ahead_session
 
     assert isinstance(engine, OnnxEngine)
@@ -221,7 +224,12 @@ def _onnx_speculating(checkpoint: Checkpoint, engine: Engine, threads: int | Non
         raise LoadError(f"num_guesses is {num_guesses}; engine onnx guesses up to {MAX_GUESSES} tokens at a time")
     num_first_layers = first_loop(checkpoint).config.num_layers
     session = ahead_session(checkpoint, engine.window_dtype, threads, num_first_layers)
-    return SpeculatingEngine(engine, partial(OnnxDraftingExecutor, engine, session), num_guesses)
+    kept = Extra(0, (num_guesses + 1) * bytes_ahead(engine.config, engine.window_dtype))
+
+    def make_executor(num_slots: int, capacity: int | None) -> SpeculatingExecutor:
+        return SpeculatingExecutor(OnnxDraftingExecutor(engine, session, num_slots, capacity), num_guesses)
+
+    return SettlingEngine(engine, make_executor, kept)
 
 
 def _exits_of(checkpoint: Checkpoint) -> Exits:
@@ -246,7 +254,11 @@ def _onnx_with_exits(checkpoint: Checkpoint, engine: Engine, threads: int | None
 
     assert isinstance(engine, OnnxEngine)
     sessions = loop_sessions(checkpoint, engine.window_dtype, threads)
-    return ExitingEngine(engine, partial(OnnxSkippingExecutor, engine, sessions, exits))
+
+    def make_executor(num_slots: int, capacity: int | None) -> ExitingExecutor:
+        return ExitingExecutor(OnnxSkippingExecutor(engine, sessions, exits, num_slots, capacity))
+
+    return SettlingEngine(engine, make_executor, _kept_on_the_way(engine))
 
 
 def _torch_with_exits(engine: Engine, exits: Exits) -> Engine:
@@ -256,7 +268,17 @@ def _torch_with_exits(engine: Engine, exits: Exits) -> Engine:
     from griffinlm.model.skipping import TorchSkippingExecutor
 
     assert isinstance(engine, TorchEngine)
-    return ExitingEngine(engine, partial(TorchSkippingExecutor, engine, exit_rule=ProbeRule(engine.model, exits)))
+    rule = ProbeRule(engine.model, exits)
+
+    def make_executor(num_slots: int, capacity: int | None) -> ExitingExecutor:
+        return ExitingExecutor(TorchSkippingExecutor(engine, num_slots, capacity, rule))
+
+    return SettlingEngine(engine, make_executor, _kept_on_the_way(engine))
+
+
+def _kept_on_the_way(engine: Engine) -> Extra:
+    """What tokens on their way through the loops have written over, kept until they leave."""
+    return Extra(0, bytes_written_by_a_token(engine.config, engine.window_dtype, engine.precision))
 
 
 def _torch_engine(
@@ -290,7 +312,13 @@ def _torch_engine(
     built = build_engine(checkpoint.config, checkpoint.tensor, weights, window_dtype, device, adapters)
     if num_guesses is None:
         return built
-    from griffinlm.model.drafting import TorchDraftingExecutor
+    from griffinlm.model.drafting import TorchDraftingExecutor, bytes_ahead
 
     first_loop(checkpoint)
-    return SpeculatingEngine(built, partial(TorchDraftingExecutor, built), num_guesses)
+
+    def make_executor(num_slots: int, capacity: int | None) -> SpeculatingExecutor:
+        return SpeculatingExecutor(TorchDraftingExecutor(built, num_slots, capacity), num_guesses)
+
+    return SettlingEngine(
+        built, make_executor, Extra(0, (num_guesses + 1) * bytes_ahead(built.config, built.precision))
+    )

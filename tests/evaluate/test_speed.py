@@ -16,7 +16,7 @@ from griffinlm.evaluate.bandwidth import read_bandwidth
 from griffinlm.evaluate.benchmark_weights import model_checkpoint, random_checkpoint
 from griffinlm.evaluate.own_process import in_own_process, peak_resident_bytes
 from griffinlm.evaluate.speed import NUM_STEPS_DISCARDED, Figure, Subject, Workload, measure_speed, step_seconds
-from griffinlm.state import state_layout
+from griffinlm.state import check_layout, state_layout
 
 BANDWIDTH = 1e12
 
@@ -127,6 +127,12 @@ def test_the_state_of_a_position_is_one_that_the_executor_continues(window_dtype
     executor.import_state(0, state)
     assert np.isfinite(executor.step([0], [1])).all()
     assert executor.export_state(0)["num_tokens"] == 100_001
+
+
+def test_the_state_of_a_position_of_a_model_that_skips_can_be():
+    model = griffinlm.load("eyas-recursive")
+    layout = state_layout(model.config, 1, None, model.window_dtype, model.precision)
+    check_layout(speed.random_state(layout, 1000), model, "the state")
 
 
 def test_global_attention_has_room_for_exactly_what_is_read():

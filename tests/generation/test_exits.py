@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from adapters import random_factors, write_adapter
 from fake_executor import FakeLoops, babble, said_alone, tokens_of
+from held_bytes import held_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -92,6 +93,28 @@ def directory(tmp_path_factory, tiny_model_directory):
 @pytest.fixture(scope="module", params=["onnx", "torch"])
 def model(directory, request):
     return griffinlm.load(directory, engine=request.param, early_exit=True, threads=1)
+
+
+def test_tokens_on_their_way_keep_what_the_engine_says_at_most_and_nothing_when_they_have_left(model):
+    num_slots, extra = 5, model.engine.extra()
+    executor = model.engine.executor(num_slots)
+    kept = executor._executor._changes
+    most = 0
+    for turn in range(12):
+        # In calls of other rows each time, so that one row must not keep what others have left behind.
+        slots = [slot for slot in range(num_slots) if (slot + turn) % 3]
+        executor.advance(slots, [3 + slot for slot in slots])
+        most = max(most, held_bytes([[change.before for change in changes_of(entry)] for entry in kept.values()]))
+        assert most <= extra.of(num_slots)
+    assert most > extra.of(num_slots) // 4
+    for slot in range(num_slots):
+        executor.export_state(slot)
+    assert not kept
+
+
+def changes_of(entry):
+    """The changes of a slot: alone on onnx, those of a call on torch."""
+    return [one for change, _ in entry for one in (change if isinstance(change, list) else [change])]
 
 
 PROMPTS = ("the hawk", "over the sea and", "a")

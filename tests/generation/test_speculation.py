@@ -10,6 +10,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from held_bytes import held_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 from small_models import configs, random_model
@@ -144,6 +145,24 @@ def test_guesses_that_come_true_cost_no_reading():
     for _ in range(8):
         executor.step([0], [0])
     assert (executor.num_readings, executor.num_guessed, executor.num_true) == (2, 6, 6)
+
+
+@pytest.mark.parametrize("engine", ["onnx", "torch"])
+@pytest.mark.parametrize("num_guesses", [1, 4])
+def test_what_is_read_ahead_takes_the_bytes_that_the_engine_says(recursive_directory, engine, num_guesses):
+    model = griffinlm.load(recursive_directory, engine=engine, num_guesses=num_guesses, threads=1)
+    extra, executor = model.engine.extra(), model.engine.executor(3)
+    most = 0
+    for turn in range(8):
+        slots = [slot for slot in range(3) if (slot + turn) % 3]
+        executor.step(slots, [5 + slot for slot in slots])
+        logits = [ahead.logits for ahead in executor._ahead.values()]
+        most = max(most, held_bytes(executor._executor._ahead, logits))
+        assert most <= extra.of(3)
+    # On onnx a convolution keeps one input a token, and the state all of them; guesses may be fewer.
+    assert most > extra.of(3) // (1 if engine == "torch" else 4) - 1
+    executor.release(0)
+    assert held_bytes(executor._executor._ahead) < most
 
 
 def test_a_refused_token_leaves_the_other_rows_where_they_were():

@@ -131,6 +131,12 @@ def test_whatever_is_read_at_full_depth_sees_the_tokens_that_left_early():
         assert_agree(logits[slot, 0], expected[-1], "model", "float32", "torch")
 
 
+def test_another_adapter_is_used_from_the_next_token_on():
+    engine, executor, tokens = exiting_executor()
+    executor.use_adapter(0, ADAPTER)
+    states_agree(executor.export_state(0), at_full_depth(engine, tokens[0])[1])
+
+
 def test_a_released_slot_owes_nothing():
     _, executor, _ = exiting_executor()
     executor.release(1)

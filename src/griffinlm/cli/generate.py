@@ -113,9 +113,9 @@ def generate(
     if state_out is not None:
         if num_answers is not None and every is None:
             raise GriffinError(f"--state-out saves one answer's state; --num-answers asks for {num_answers}")
-        from griffinlm.state import require_writable
+        from griffinlm.state import STATE_FILE, require_writable
 
-        require_writable(state_out)
+        require_writable(state_out, STATE_FILE)
     asked = "" if ask is None else require_text(ask)
     texts = _texts(prompt, {"--every": every, "--ask": ask, "--invalid-utf8": invalid_utf8})
     from griffinlm.cli.pipe import Reading, compiled, pieces_by_line, read_all_but_last

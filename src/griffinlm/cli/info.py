@@ -69,7 +69,7 @@ def _facts(config: "ModelConfig") -> dict[str, Any]:
     total = config.num_parameters
     contexts = []
     for num_tokens in CONTEXT_LENGTHS:
-        own, transformer = state_bytes(config, num_tokens), state_bytes(PRESETS[TRANSFORMER], num_tokens)
+        own, transformer = (half_precision_bytes(one, num_tokens) for one in (config, PRESETS[TRANSFORMER]))
         contexts.append(
             {"tokens": num_tokens, "state_bytes": own, "gemma_2b_bytes": transformer, "ratio": transformer / own}
         )
@@ -77,7 +77,7 @@ def _facts(config: "ModelConfig") -> dict[str, Any]:
         "parameters": {"total": total, "not_embedding": total - config.num_embedding_parameters},
         "layers": dict(Counter(config.block_kinds)),
         "recursion": recursion_facts(config),
-        "state_bytes": None if config.needs_capacity else state_bytes(config, 1),
+        "state_bytes": None if config.needs_capacity else half_precision_bytes(config, 1),
         "contexts": contexts,
         "weight_bytes": {name: total * bits // 8 for name, bits in BITS_OF_A_WEIGHT.items()},
         "config": config.to_dict(),
@@ -98,12 +98,11 @@ def recursion_facts(config: "ModelConfig") -> dict[str, Any] | None:
     }
 
 
-def state_bytes(config: "ModelConfig", num_tokens: int) -> int:
+def half_precision_bytes(config: "ModelConfig", num_tokens: int) -> int:
     """Bytes of one sequence's state in 16 bit; with global attention, of one that has room for `num_tokens`."""
-    from griffinlm.state import state_layout
+    from griffinlm.state import state_bytes
 
-    capacity = num_tokens if config.needs_capacity else None
-    return sum(array.nbytes for array in state_layout(config, 1, capacity, "bfloat16", "bfloat16").values())
+    return state_bytes(config, num_tokens if config.needs_capacity else None, "bfloat16", "bfloat16")
 
 
 def _checkpoint_facts(checkpoint: "Checkpoint") -> dict[str, Any]:

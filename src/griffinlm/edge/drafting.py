@@ -5,18 +5,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from griffinlm.config import ModelConfig
 from griffinlm.edge.ahead import AHEAD, MAX_GUESSES
 from griffinlm.edge.call import RUN_OPTIONS
 from griffinlm.edge.executor import OnnxExecutor
 from griffinlm.edge.slots import Mark
 from griffinlm.executor import check_prefill
+from griffinlm.state import bytes_written_by_a_token
 
 if TYPE_CHECKING:
     from griffinlm.edge.engine import OnnxEngine
 
+FLOAT32_BYTES = 4
 LEAST_PROBABILITY = 0.3
 """That a guess must have by the first layers. They are surer together with the others than alone, and a guess costs a
 third of the step that it saves where it comes true."""
+
+
+def bytes_ahead(config: ModelConfig, window_dtype: str) -> int:
+    """Bytes kept of a token that was read ahead: what it would bring into the state, at most, and its logits."""
+    return bytes_written_by_a_token(config, window_dtype, "float32") + FLOAT32_BYTES * config.vocab_size
 
 
 class OnnxDraftingExecutor(OnnxExecutor):
@@ -57,7 +65,8 @@ class OnnxDraftingExecutor(OnnxExecutor):
             num_guesses = min(num_guesses, self.capacity - 1 - int(num_before.max()))
         read_ids, logits, *arrays = self._run(rows, ids, num_before, num_guesses)
         for row, slot in zip(place.tolist(), slots, strict=True):
-            self._ahead[slot] = dict(zip(self._states.arrays, (array[row] for array in arrays), strict=True))
+            # Copies, or one slot would keep what was read for all of the call.
+            self._ahead[slot] = dict(zip(self._states.arrays, (array[row].copy() for array in arrays), strict=True))
         return read_ids[place, 1:], logits[place]
 
     def keep(self, slot: int, num_tokens: int) -> None:

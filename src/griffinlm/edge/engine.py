@@ -17,7 +17,8 @@ from griffinlm.edge.low_rank import NO_ADAPTER, num_bytes
 from griffinlm.edge.memory import require_address_space, require_memory
 from griffinlm.edge.model import EMBEDDING, build_graph
 from griffinlm.edge.threads import num_threads
-from griffinlm.state import state_layout
+from griffinlm.executor import Extra
+from griffinlm.state import state_bytes
 
 WINDOW_DTYPES = ("float32", "float16", "int8")
 WORKING_BYTES = 92 << 20
@@ -30,7 +31,6 @@ class OnnxEngine:
     """The weights of a model, held once, and those of its adapters, ready to run on a CPU."""
 
     precision = "float32"
-    num_spare_rows = 0
 
     def __init__(
         self,
@@ -49,6 +49,9 @@ class OnnxEngine:
         self.adapter_places = {name: places.get(name, NO_ADAPTER) for name in adapters}
         """Which of the graph's adapters each name is; `NO_ADAPTER` where it adds nothing to a product."""
         self.has_low_rank = bool(places)
+
+    def extra(self, capacity: int | None = None) -> Extra:
+        return Extra()
 
     def executor(self, num_slots: int, capacity: int | None = None) -> OnnxExecutor:
         return OnnxExecutor(self, num_slots, capacity)
@@ -100,7 +103,7 @@ def require_room(
     wanted = round(LAID_OUT_SHARE * checkpoint.num_bytes) if is_quantized else 4 * config.num_parameters
     wanted += adapter_bytes + WORKING_BYTES
     if not config.needs_capacity:
-        wanted += sum(spec.nbytes for spec in state_layout(config, 1, None, window_dtype, "float32").values())
+        wanted += state_bytes(config, None, window_dtype, "float32")
     require_address_space(wanted, num_threads(threads), str(checkpoint.path))
     require_memory(wanted, str(checkpoint.path))
 

@@ -156,6 +156,8 @@ def random_state(layout: dict[str, ArraySpec], position: int) -> dict[str, np.nd
     arrays = {name: _small_numbers(spec, random) for name, spec in layout.items()}
     arrays["num_tokens"] = np.array([position], np.int64)
     arrays["pending"] = np.array([NOTHING_PENDING], np.int64)
+    if "num_skipped" in arrays:
+        arrays["num_skipped"][:] = 0
     return arrays
 
 

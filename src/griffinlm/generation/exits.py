@@ -1,15 +1,16 @@
 """Early exits under the ordinary scheduler: every slot's token at a depth of its own, told when it leaves."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from griffinlm.executor import Engine, LogitsChoice, WithdrawingExecutor
+from griffinlm.executor import WithdrawingExecutor
 from griffinlm.generation.request import step_all
+from griffinlm.generation.settling import SettlingExecutor
 
 
-class ExitingExecutor:
+class ExitingExecutor(SettlingExecutor):
     """An executor whose tokens leave the loops where its rule lets them.
 
     `advance` is a step of depth-wise batching. A token on its way is taken back before anything else looks at its slot,
@@ -20,7 +21,8 @@ class ExitingExecutor:
     """
 
     def __init__(self, executor: WithdrawingExecutor) -> None:
-        self._executor, self.num_slots = executor, executor.num_slots
+        super().__init__(executor)
+        self._executor = executor
         self._depth: dict[int, int] = {}
         """Loops that the token on its way has been through, by slot."""
 
@@ -54,57 +56,13 @@ class ExitingExecutor:
             left = {slot: token for slot, token in left.items() if slot not in found}
         return np.stack([found[slot] for slot in slots])
 
-    def prefill(
-        self, slots: Sequence[int], tokens: np.ndarray, positions: np.ndarray | None, logits: LogitsChoice
-    ) -> np.ndarray | None:
+    def _settle(self, slots: Sequence[int]) -> None:
         for slot in slots:
-            self._withdraw(slot)
-        return self._executor.prefill(slots, tokens, positions, logits)
+            if self._forget(slot) is not None:
+                self._executor.withdraw(slot)
 
-    def mark(self, slot: int) -> Any:
-        self._withdraw(slot)
-        return self._executor.mark(slot)
-
-    def rollback(self, slot: int, mark: Any) -> None:
-        self._withdraw(slot)
-        self._executor.rollback(slot, mark)
-
-    def export_state(self, slot: int) -> dict[str, np.ndarray]:
-        self._withdraw(slot)
-        return self._executor.export_state(slot)
-
-    def import_state(self, slot: int, arrays: dict[str, np.ndarray]) -> None:
-        self._withdraw(slot)
-        self._executor.import_state(slot, arrays)
-
-    def use_adapter(self, slot: int, name: str | None) -> None:
-        self._withdraw(slot)
-        self._executor.use_adapter(slot, name)
-
-    def release(self, slot: int) -> None:
-        self._depth.pop(slot, None)
-        self._executor.release(slot)
-
-    def _withdraw(self, slot: int) -> None:
-        if self._depth.pop(slot, None) is not None:
-            self._executor.withdraw(slot)
-
-
-class ExitingEngine:
-    """An engine whose executors let tokens leave early.
-
-    Args:
-        engine: what it is without exits.
-        make_executor: gives executors with exits, by slots and capacity.
-    """
-
-    def __init__(self, engine: Engine, make_executor: Callable[[int, int | None], WithdrawingExecutor]) -> None:
-        self.config, self.precision, self.window_dtype = engine.config, engine.precision, engine.window_dtype
-        self.num_spare_rows = 0  # they wait for no graph to be captured
-        self._engine, self._make_executor = engine, make_executor
-
-    def executor(self, num_slots: int, capacity: int | None = None) -> ExitingExecutor:
-        return ExitingExecutor(self._make_executor(num_slots, capacity))
+    def _forget(self, slot: int) -> int | None:
+        return self._depth.pop(slot, None)
 
 
 def advance(executor: Any, slots: Sequence[int], tokens: Sequence[int]) -> tuple[Sequence[bool], Any]:

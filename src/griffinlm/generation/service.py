@@ -22,7 +22,7 @@ from griffinlm.generation.scheduler import Scheduler
 from griffinlm.generation.starting import Starter
 from griffinlm.generation.store import StateStore, StoreError
 from griffinlm.generation.suspended import Suspended
-from griffinlm.state import State, StateError, state_layout
+from griffinlm.state import State, StateError, state_bytes
 
 DEFAULT_PLACES = 4
 
@@ -66,9 +66,9 @@ class GenerationService:
                 raise GenerationError(f"{name} is {value!r}; it must be a whole number, {least} or above")
         if store is not None and not store.model.identity.same_as(model.identity):
             raise StoreError("the store was opened for another model")
-        layout = state_layout(model.config, 1, capacity, model.window_dtype, model.precision)
         self.model, self.store, self.capacity = model, store, capacity
-        self.state_bytes = sum(spec.nbytes for spec in layout.values())
+        self.state_bytes = state_bytes(model.config, capacity, model.window_dtype, model.precision)
+        self._extra_bytes = model.engine.extra(capacity).of(num_slots)
         self.num_slots, self.boundary_tokens = num_slots, boundary_tokens
         self.counts = Counts()
         self._executor = model.engine.executor(num_slots, capacity)
@@ -119,8 +119,8 @@ class GenerationService:
     def memory_with(self, store_bytes: int) -> MemoryUse:
         """The same where the store's bytes are known already, without waiting for it."""
         self._keeper.settle()
-        num_rows = self.num_slots + self.model.engine.num_spare_rows
-        return MemoryUse(num_rows * self.state_bytes, self._keeper.num_taken * self.state_bytes, store_bytes)
+        slot_bytes = self.num_slots * self.state_bytes + self._extra_bytes
+        return MemoryUse(slot_bytes, self._keeper.num_taken * self.state_bytes, store_bytes)
 
     def submit(self, job: Job) -> Job:
         """Takes a job on.

@@ -7,14 +7,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from griffinlm.config import ModelConfig
 from griffinlm.executor import ExecutorError, check_prefill
 from griffinlm.model.blocks import Layout, ResidualBlock
 from griffinlm.model.executor import TorchExecutor
 from griffinlm.model.griffin import GriffinState, loop_layouts
 from griffinlm.model.state import tensors
+from griffinlm.state import ARRAY_TYPES
+
+NUM_RECURRENT_INPUTS = 4
+"""Of the convolution and of the scan, and two gates."""
 
 if TYPE_CHECKING:
     from griffinlm.model.engine import TorchEngine
+
+
+def bytes_ahead(config: ModelConfig, precision: str) -> int:
+    """Bytes kept of a token that was read ahead: the inputs that its state follows from, and its float32 logits."""
+    size, num_bytes = ARRAY_TYPES[precision].itemsize, ARRAY_TYPES["float32"].itemsize * config.vocab_size
+    for kind in (step.kind for step in config.plan()):
+        if kind == "recurrent":
+            assert config.recurrent is not None
+            num_bytes += size * NUM_RECURRENT_INPUTS * config.recurrent.width
+        else:
+            assert config.attention is not None
+            num_bytes += size * 2 * config.attention.head_size
+    return num_bytes
 
 
 class TorchDraftingExecutor(TorchExecutor):
@@ -82,7 +100,8 @@ class TorchDraftingExecutor(TorchExecutor):
             x, _ = layers[depth](x, layouts[config.loop_of(depth)], states[depth])
         inputs = [_joined(parts) for parts in zip(*steps, strict=True)] + _given(layouts[0].inputs)
         for row, slot in enumerate(slots):
-            self._ahead[slot] = [tuple(t[row : row + 1] for t in layer) for layer in inputs]
+            # Copies, or one slot would keep what was read for all of the call.
+            self._ahead[slot] = [tuple(t[row : row + 1].clone() for t in layer) for layer in inputs]
         guessed = torch.cat(guesses, dim=1) if guesses else newest[:, :0]
         return guessed.cpu().numpy(), model.logits(x).cpu().numpy()
 

@@ -7,6 +7,7 @@ import torch
 
 from griffinlm.checkpoint.adapter import AdapterTerms, LowRank
 from griffinlm.config import ModelConfig
+from griffinlm.executor import Extra
 from griffinlm.model.executor import TorchExecutor
 from griffinlm.model.graph_executor import GraphExecutor
 from griffinlm.model.griffin import Griffin
@@ -16,6 +17,7 @@ from griffinlm.model.recursion import tie
 from griffinlm.model.skipping import TorchSkippingExecutor
 from griffinlm.model.state import to_tensor
 from griffinlm.progress import progress
+from griffinlm.state import state_bytes
 
 PRECISIONS = ("float32", "bfloat16")
 WINDOW_DTYPES = ("float32", "bfloat16", "float16")
@@ -31,8 +33,12 @@ class TorchEngine:
         self.precision = str(model.embedding.weight.dtype).removeprefix("torch.")
         self.device = model.embedding.weight.device
         self._executor = GraphExecutor if self.device.type == "cuda" else TorchExecutor
-        self.num_spare_rows = self._executor.num_spare_rows
         self.adapters = {name: self._on_device(terms) for name, terms in (adapters or {}).items()}
+
+    def extra(self, capacity: int | None = None) -> Extra:
+        """The rows that an executor has beside its slots."""
+        num_bytes = state_bytes(self.config, capacity, self.window_dtype, self.precision)
+        return Extra(self._executor.num_spare_rows * num_bytes)
 
     def executor(self, num_slots: int, capacity: int | None = None) -> TorchExecutor:
         """New slots, all empty; on a GPU their steps are CUDA graphs."""
