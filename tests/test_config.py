@@ -214,7 +214,7 @@ def test_a_hundred_unknown_fields_are_the_first_few_and_a_count():
     [
         (edited("block_pattern", []), "block_pattern is empty"),
         (edited("block_pattern", ["recurrent", "mamba"]), "block_pattern holds 'mamba'"),
-        (edited("block_pattern", [["recurrent"]]), "block_pattern holds a list"),
+        (edited("block_pattern", [["recurrent"]]), "block_pattern holds ['recurrent']"),
         (edited("block_pattern", "recurrent"), "list of block kinds"),
         (edited("recurrent", None), "recurrent sizes"),
         (edited("attention", None), "attention sizes"),

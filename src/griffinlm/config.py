@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from griffinlm.errors import GriffinError
+from griffinlm.errors import GriffinError, shown
 
 BlockKind = Literal["recurrent", "local_attention", "global_attention"]
 DecayRange = Literal["decay", "decay_to_the_eighth"]
@@ -51,7 +51,7 @@ class RecurrentConfig:
             )
         if self.initial_decay_range not in get_args(DecayRange):
             raise ConfigError(
-                f"recurrent.initial_decay_range is {_shown(self.initial_decay_range)}; "
+                f"recurrent.initial_decay_range is {shown(self.initial_decay_range)}; "
                 f"allowed are {', '.join(get_args(DecayRange))}"
             )
 
@@ -104,7 +104,7 @@ class RecursionConfig:
     def __post_init__(self) -> None:
         _check_values(self, "recursion.", may_be_zero=("rank",))
         if self.tie not in get_args(Tie):
-            raise ConfigError(f"recursion.tie is {_shown(self.tie)}; allowed are {', '.join(get_args(Tie))}")
+            raise ConfigError(f"recursion.tie is {shown(self.tie)}; allowed are {', '.join(get_args(Tie))}")
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class ModelConfig:
             raise ConfigError("block_pattern is empty; it must name at least one block kind")
         for kind in self.block_pattern:
             if kind not in get_args(BlockKind):
-                raise ConfigError(f"block_pattern holds {_shown(kind)}; allowed are {', '.join(get_args(BlockKind))}")
+                raise ConfigError(f"block_pattern holds {shown(kind)}; allowed are {', '.join(get_args(BlockKind))}")
         kinds = set(self.block_kinds)
         if ("recurrent" in kinds) != (self.recurrent is not None):
             raise ConfigError("recurrent sizes must be given exactly where the pattern has recurrent blocks")
@@ -344,16 +344,6 @@ def _linear_shapes(name: str, out: int, into: int, *, bias: bool) -> dict[str, t
     return {**shapes, f"{name}.bias": (out,)} if bias else shapes
 
 
-def _shown(value: object) -> str:
-    """`value` for a message: short and on one line."""
-    if isinstance(value, int) and value.bit_length() > 64:
-        return f"an integer of {value.bit_length()} bits"
-    if not isinstance(value, str | int | float | None):
-        return f"a {type(value).__name__}"
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
 _KINDS_OF_VALUE: dict[Any, tuple[str, tuple[type, ...]]] = {
     int: ("an integer", (int,)),
     float: ("a number", (int, float)),
@@ -376,27 +366,27 @@ def _check_values(config: Any, prefix: str, may_be_zero: tuple[str, ...] = ()) -
         value, name = getattr(config, field.name), prefix + field.name
         words, allowed = _KINDS_OF_VALUE[field.type]
         if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-            raise ConfigError(f"{name} is {_shown(value)}; it must be {words}")
+            raise ConfigError(f"{name} is {shown(value)}; it must be {words}")
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         if float in allowed:
             if not MIN_NUMBER <= value <= MAX_NUMBER and not (value == 0 and field.name in may_be_zero):
-                raise ConfigError(f"{name} is {_shown(value)}; it must be a positive number up to {MAX_NUMBER:g}")
+                raise ConfigError(f"{name} is {shown(value)}; it must be a positive number up to {MAX_NUMBER:g}")
         else:
             largest = MAX_LAYERS if field.name == "num_layers" else MAX_SIZE
             smallest = 0 if field.name in may_be_zero else 1
             if not smallest <= value <= largest:
-                raise ConfigError(f"{name} is {_shown(value)}; it must lie in {smallest}..{largest}")
+                raise ConfigError(f"{name} is {shown(value)}; it must lie in {smallest}..{largest}")
 
 
 def _checked_names(cls: type, prefix: str, values: object) -> dict[str, Any]:
     """`values` as keyword arguments of the dataclass `cls`, or a ConfigError naming all unknown and missing fields."""
     if not isinstance(values, Mapping):
         raise ConfigError(
-            f"{prefix.rstrip('.') or 'the configuration'} is {_shown(values)}; it must be a table of fields"
+            f"{prefix.rstrip('.') or 'the configuration'} is {shown(values)}; it must be a table of fields"
         )
     fields = {field.name: field for field in dataclasses.fields(cls)}
-    faults = [f"unknown {prefix}{_shown(name)}" for name in values if name not in fields]
+    faults = [f"unknown {prefix}{shown(name)}" for name in values if name not in fields]
     faults += [
         f"missing {prefix}{n}" for n, f in fields.items() if n not in values and f.default is dataclasses.MISSING
     ]

@@ -352,6 +352,10 @@ class Stream:
     def __next__(self) -> str:
         return next(self._pieces)[1]
 
+    def stop(self) -> State | None:
+        """Ends the answer behind the last piece, and gives the state there; None where there was no piece yet."""
+        return self._answers.stop()
+
     @property
     def generation(self) -> Generation:
         """The whole answer with its state; the rest of it is written first if the iterator has not reached its end."""

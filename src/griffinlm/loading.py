@@ -18,6 +18,7 @@ from griffinlm.generation.exits import ExitingExecutor
 from griffinlm.generation.settling import SettlingEngine
 from griffinlm.generation.speculation import SpeculatingExecutor
 from griffinlm.language_model import LanguageModel, LoadedAdapter
+from griffinlm.presets import PRESETS
 from griffinlm.quantization import recipe_of
 from griffinlm.recursive.first_loop import first_loop
 from griffinlm.state import NOTHING_PENDING, State, bytes_written_by_a_token
@@ -137,6 +138,8 @@ def find_model(path_or_name: str | os.PathLike[str]) -> Path:
     name, bundled = os.fspath(path_or_name), bundled_models()
     if isinstance(path_or_name, str) and name in bundled:
         return BUNDLED_MODELS / name
+    if not name:
+        raise LoadError("the name of the model is empty")
     path = Path(path_or_name)
     if os.path.exists(path):
         return path
@@ -144,6 +147,8 @@ def find_model(path_or_name: str | os.PathLike[str]) -> Path:
         f"give a model directory, a bundled model ({', '.join(bundled)}), "
         "or an ORGANISATION/NAME fetched with `griffin pull`"
     )
+    if name in PRESETS:
+        hint = f"{name} is a preset, sizes without weights; {hint}"
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise LoadError(f"there is no model {name!r}", hint)
     try:
@@ -235,7 +240,10 @@ def _onnx_speculating(checkpoint: Checkpoint, engine: Engine, threads: int | Non
 def _exits_of(checkpoint: Checkpoint) -> Exits:
     """The exits of a model that skips."""
     if not checkpoint.config.skips:
-        raise LoadError(f"{checkpoint.path} was not trained to do without the tokens that leave its loops early")
+        raise LoadError(
+            f"{checkpoint.path} was not trained to do without the tokens that leave its loops early",
+            hint="eyas-recursive was; `skips` of a run's exits trains a recursive model so",
+        )
     exits = read_exits(checkpoint.path, checkpoint.config)
     if exits is None:
         raise LoadError(f"{checkpoint.path} does not say when tokens may leave early", hint="griffin exits finds it")

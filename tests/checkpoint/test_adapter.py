@@ -149,7 +149,7 @@ def test_digest_is_that_of_the_function(tmp_path):
     [
         ({"peft_type": "IA3"}, "peft_type is 'IA3'; it must be LORA"),
         ({"use_dora": True}, "use_dora is True; it is not supported"),
-        ({"modules_to_save": ["embed_tokens"]}, "modules_to_save is a list; it is not supported"),
+        ({"modules_to_save": ["embed_tokens"]}, "modules_to_save is ['embed_tokens']; it is not supported"),
         ({"trainable_token_indices": [1]}, "trainable_token_indices"),
         ({"bias": "lora_only"}, "bias is trained; it must be none"),
         ({"lora_bias": True}, "lora_bias is True"),

@@ -1,10 +1,13 @@
 """griffin generate: the text alone on standard output, and states in files that lose nothing."""
 
+import itertools
 import json
+import signal
 
 import pytest
 
 import griffinlm
+from griffinlm.language_model import Stream
 
 OPTIONS = ("--max-tokens", "12", "--temperature", "0")
 
@@ -89,6 +92,35 @@ def test_state_in_a_file_continues_as_if_uninterrupted(generate, tmp_path, optio
     assert first["token_ids"] + second["token_ids"] == whole["token_ids"]
     assert second["num_prompt_tokens"] == 1
     assert (tmp_path / "one").stat().st_size == (tmp_path / "two").stat().st_size
+
+
+def test_an_interrupted_answer_is_saved_as_far_as_it_was_written(generate, monkeypatch, tmp_path):
+    whole = generate("the hawk", "--max-tokens", "40", "--seed", "3").out
+    plain_next, num_pieces = Stream.__next__, itertools.count(1)
+
+    def interrupted(stream):
+        if next(num_pieces) == 4:
+            signal.raise_signal(signal.SIGINT)
+        return plain_next(stream)
+
+    monkeypatch.setattr(Stream, "__next__", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    first = generate("the hawk", "--max-tokens", "40", "--seed", "3", "--state-out", tmp_path / "cut")
+    assert signal.getsignal(signal.SIGINT) is before
+    assert (first.status, first.err) == (130, "")
+    assert 0 < len(first.out) < len(whole)
+    second = generate("", "--max-tokens", "60", "--seed", "3", "--state-in", tmp_path / "cut")
+    assert (first.out + second.out).startswith(whole)
+
+
+def test_a_second_interrupt_ends_without_a_state(generate, monkeypatch, tmp_path):
+    def interrupted(stream):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Stream, "__next__", interrupted)
+    assert generate("the hawk", *OPTIONS, "--state-out", tmp_path / "cut") == (130, "", "")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_text_after_a_state_goes_on_where_it_stands(generate, tiny_model_directory, tmp_path):

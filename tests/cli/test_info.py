@@ -19,7 +19,7 @@ def test_recurrentgemma_2b_has_the_published_sizes(griffin):
     assert facts["parameters"] == {"total": 2_682_862_080, "not_embedding": 2_682_862_080 - 256_000 * 2560}
     assert facts["layers"] == {"recurrent": 18, "local_attention": 8}
     # 18 layers of 2560 (4 + 3 * 2) bytes, 8 windows of 2048 * 256 * 2 * 2 bytes, two counters.
-    assert facts["state_bytes"] == 18 * 2560 * 10 + 8 * 2048 * 256 * 4 + 16 == 17_238_032
+    assert facts["state_bytes"]["bfloat16"] == 18 * 2560 * 10 + 8 * 2048 * 256 * 4 + 16 == 17_238_032
     assert [c["tokens"] for c in facts["contexts"]] == [2048, 8192, 32768, 131072]
     assert all(c["state_bytes"] == 17_238_032 for c in facts["contexts"])
     assert [c["gemma_2b_bytes"] for c in facts["contexts"]] == [n * 18_432 + 16 for n in (2048, 8192, 32768, 131072)]
@@ -40,10 +40,24 @@ def test_every_preset_has_facts(griffin, preset):
     assert (run.json["state_bytes"] is None) == PRESETS[preset].needs_capacity
 
 
-def test_the_state_counted_is_that_of_a_loaded_model(griffin, tiny_model_directory):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("float32", {}),
+        ("float16 window", {"window_dtype": "float16"}),
+        ("int8 window", {"window_dtype": "int8"}),
+        ("bfloat16", {"weights": "bfloat16"}),
+    ],
+)
+def test_the_state_counted_is_that_of_a_loaded_model(griffin, tiny_model_directory, name, options):
     facts = griffin("info", tiny_model_directory, "--json").json
-    model = griffinlm.load(tiny_model_directory, weights="bfloat16")
-    assert facts["state_bytes"] == model.new_state().nbytes
+    model = griffinlm.load(tiny_model_directory, **options)
+    assert facts["state_bytes"][name] == model.new_state().nbytes
+
+
+def test_only_models_of_its_size_stand_beside_the_cache_of_gemma(griffin):
+    assert "cache of Gemma-2B" in griffin("info", "recurrentgemma-2b").out
+    assert "Gemma" not in griffin("info", "eyas").out
 
 
 def test_a_model_directory_has_format_tokenizer_types_and_digest(griffin, tiny_model_directory):

@@ -79,7 +79,7 @@ def test_an_error_is_told_as_json_too_where_json_is_asked_for(griffin):
     ("fault", "told"),
     [
         (GriffinError("two\nlines \x1b[31m", hint="a\thint"), "error: two lines \\x1b[31m\nhint: a hint\n"),
-        (OSError(errno.ENOSPC, "No space left on device"), "error: No space left on device\n"),
+        (OSError(errno.ENOSPC, "No space left on device"), "error: standard output: No space left on device\n"),
         (FileNotFoundError(errno.ENOENT, "No such file", "a\udc80b"), "error: a\\udc80b: No such file\n"),
         (OSError("cut off"), "error: cut off\n"),
         (MemoryError(), "error: there is not enough memory\n"),
@@ -161,7 +161,7 @@ def test_a_full_disk_under_standard_output_is_one_error():
     with open("/dev/full", "wb") as full:
         run = subprocess.run([*GRIFFIN, "info", "eyas"], stdout=full, stderr=subprocess.PIPE, text=True)
     assert run.returncode == 2
-    assert run.stderr == "error: No space left on device\n"
+    assert run.stderr == "error: standard output: No space left on device\n"
 
 
 @pytest.mark.parametrize("command", ["info tiny-griffin >&-", "info nothing 2>&-", "generate - <&-", "chat <&-"])
@@ -180,3 +180,15 @@ def test_numbers_that_json_lacks_are_null(capsys):
         "b": [None, 1.5],
         "c": {"d": None},
     }
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        (("--max-tokens", "abc"), "--max-tokens is 'abc'; it must be a valid integer"),
+        (("-n", "0"), "-n/--num-answers is '0'; it must be greater than or equal to 1"),
+        (("--temperature", "hot"), "--temperature is 'hot'; it must be a valid number"),
+    ],
+)
+def test_a_value_that_cannot_be_is_named_with_its_option(griffin, given, fault):
+    assert griffin.fails("generate", "x", *given) == f"error: {fault}"

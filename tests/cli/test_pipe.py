@@ -175,6 +175,25 @@ def test_an_interrupted_reading_is_saved_as_far_as_it_came(
     assert state.num_tokens[0] == len(model.tokenizer.encode("the hawk\nERROR\n"))
 
 
+def test_a_text_interrupted_before_its_answer_is_saved_as_far_as_it_was_read(
+    generate, monkeypatch, tiny_model_directory, tmp_path
+):
+    monkeypatch.setattr(pipe, "PIECE_BYTES", 64)
+    line = "the hawk and the griffin are older than the hill\n"
+
+    def read_texts(read, invalid):
+        yield from [line] * 9
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("griffinlm.cli.generate.read_texts", read_texts)
+    assert generate("-", "--state-out", tmp_path / "cut") == (130, "", "")
+    model = griffinlm.load(tiny_model_directory)
+    state = griffinlm.State.load(tmp_path / "cut", model)
+    num_lines = int(state.num_tokens[0]) // len(model.tokenizer.encode(line))
+    assert num_lines >= 1
+    assert state.num_tokens[0] == len(model.tokenizer.encode(line * num_lines))
+
+
 def test_a_reading_goes_on_from_a_state(generate, tmp_path):
     whole = generate("-", "--every", "ERROR", stdin=b"the hawk\nthe hill\nERROR\n")
     generate("-", "--every", "never", "--state-out", tmp_path / "state", stdin=b"the hawk\n")

@@ -86,3 +86,12 @@ def test_packing_needs_no_torch_and_training_says_what_it_needs(tmp_path, rows, 
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert run.returncode == 2
     assert run.stderr.endswith("error: training needs torch\nhint: pip install 'griffinlm[train]'\n")
+
+
+def test_keys_of_a_run_are_told(griffin):
+    assert "\nsources.NAME.files = a list: a path as text (empty)\n" in griffin("train", "keys", "pretrain").out
+    told = griffin("train", "keys", "rloo", "--json").json["keys"]
+    assert {"name": "num_answers", "allowed": "a whole number, 2 to 1,024", "default": "4"}.items() <= next(
+        key.items() for key in told if key["name"] == "num_answers"
+    )
+    assert "griffin train merge has no TOML file; these have: pretrain, sft" in griffin.fails("train", "keys", "merge")

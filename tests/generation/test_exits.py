@@ -26,9 +26,9 @@ from griffinlm.checkpoint.exits import EXITS_FILE, Exits, read_exits, write_exit
 from griffinlm.errors import GriffinError
 from griffinlm.generation.answering import GenerationOptions
 from griffinlm.generation.depth import DepthScheduler
-from griffinlm.generation.exits import ExitingExecutor, advance
+from griffinlm.generation.exits import ExitingExecutor, exiting_step
 from griffinlm.generation.job import End, Job
-from griffinlm.generation.request import Request
+from griffinlm.generation.request import Request, choose_each
 from griffinlm.generation.scheduler import Scheduler
 from griffinlm.generation.service import GenerationService
 from griffinlm.generation.store import StateStore
@@ -55,7 +55,7 @@ def test_every_request_says_what_it_says_alone_cancelled_anywhere_and_resumed(
     given_requests, num_slots, num_loops, data
 ):
     loops = FakeExits(num_slots, exits=lambda read: 1 + sum(read) % num_loops, num_loops=num_loops)
-    scheduler = Scheduler(ExitingExecutor(loops), list, advance=advance)
+    scheduler = Scheduler(ExitingExecutor(loops), list, step=exiting_step(choose_each))
     requests = [babble(prompt, i, most) for i, (prompt, most) in enumerate(given_requests)]
     said = {i: [] for i in range(len(requests))}
     for request in requests:

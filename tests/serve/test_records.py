@@ -8,7 +8,7 @@ import pytest
 
 from griffinlm.generation.store import StoreError
 from griffinlm.serve.errors import ApiError
-from griffinlm.serve.records import FILE, Record, Records
+from griffinlm.serve.records import FILE, Heading, Record, Records
 from griffinlm.state import Fingerprint
 
 FINGERPRINT = Fingerprint("weights", "float32", "float32", "tokenizer")
@@ -22,39 +22,62 @@ def records(tmp_path):
 
 
 def record(number, parent=None, **fields):
-    known = {"id": f"resp_{number}", "parent": None if parent is None else f"resp_{parent}", **fields}
-    messages = [{"role": "user", "content": "x"}]
-    return Record(
-        **known, kind="response", model="m", adapter=None, instructions=None, messages=messages, num_tokens=1, created=1
-    )
+    known = {"id": f"resp_{number}", "parent": None if parent is None else f"resp_{parent}"}
+    known |= {"messages": [{"role": "user", "content": "x"}], **fields}
+    return Record(**known, kind="response", model="m", adapter=None, instructions=None, num_tokens=1, created=number)
+
+
+def deleted(records, tenant, record_id):
+    """The states that go with a record."""
+    found = records.unused(tenant, records.get(tenant, record_id).state_ids, besides=record_id)
+    records.delete(tenant, record_id)
+    return found
 
 
 def test_a_state_goes_with_the_last_record_that_stands_on_it(records):
     first = record(1, state_id="a", kept_ids=["a", "b"])
     fork, other = replace(first, id="resp_2", kept_ids=[]), record(3, state_id="c", kept_ids=["c"])
     records.put("t", [first, fork, other])
-    assert records.delete("t", "resp_1") == ["b"]
-    assert records.delete("t", "resp_3") == ["c"]
+    assert deleted(records, "t", "resp_1") == ["b"]
+    assert deleted(records, "t", "resp_3") == ["c"]
     with pytest.raises(ApiError):
         records.get("t", "resp_1")
     records.put("t", [record(4, state_id="a", kept_ids=["a"])])
-    assert records.delete("t", "resp_2") == []
-    assert records.delete("t", "resp_4") == ["a"]
+    assert deleted(records, "t", "resp_4") == []
+    assert deleted(records, "t", "resp_2") == ["a"]
 
 
-def test_a_moved_record_stands_on_its_new_state(records):
+def test_a_moved_record_stands_on_its_new_states(records):
     records.put("t", [record(1, state_id="a", unread=[1], kept_ids=["a"])])
-    records.move("t", "resp_1", "b")
-    assert records.get("t", "resp_1").state_id == "b"
-    records.put("t", [record(2, state_id="b", kept_ids=["b"])])
-    assert records.delete("t", "resp_2") == []
-    assert records.delete("t", "resp_1") == ["a", "b"]
+    records.move("t", "resp_1", "c", ["b", "c"])
+    assert records.get("t", "resp_1").state_id == "c"
+    assert records.unused("t", ["a", "b", "c"]) == []
+    records.put("t", [record(2, state_id="c", kept_ids=["c"])])
+    assert deleted(records, "t", "resp_2") == []
+    assert deleted(records, "t", "resp_1") == ["a", "b", "c"]
+
+
+def test_a_record_that_was_deleted_is_not_moved_and_its_states_are_nobodys(records):
+    records.put("t", [record(1, state_id="a", kept_ids=["a"]), record(2, parent=1, state_id="b", kept_ids=["b"])])
+    assert deleted(records, "t", "resp_1") == ["a"]
+    with pytest.raises(ApiError):
+        records.move("t", "resp_1", "c", ["c"])
+    assert records.unused("t", ["b", "c"]) == ["c"]
+
+
+def test_lists_hold_what_they_show_and_no_more(records):
+    put = [record(number, messages=[{"role": "user", "content": "x" * 1000}], parent=1) for number in range(2, 5)]
+    records.put("t", [record(1), *put])
+    found = records.newest("t", 3)
+    assert [type(one) for one in found] == [Heading] * 3
+    expected = [{name: vars(one)[name] for name in vars(found[0])} for one in put[::-1]]
+    assert [vars(one) for one in found] == expected
 
 
 def test_a_tenants_records_keep_no_state_of_another(records):
     for tenant in ("t", "u"):
         records.put(tenant, [record(1, state_id="a", kept_ids=["a"])])
-    assert records.delete("t", "resp_1") == ["a"]
+    assert deleted(records, "t", "resp_1") == ["a"]
 
 
 def test_deleting_takes_as_many_steps_whatever_else_is_stored(records):
@@ -62,7 +85,7 @@ def test_deleting_takes_as_many_steps_whatever_else_is_stored(records):
         records.put("t", [record(first, state_id="s", kept_ids=["s", f"k{first}"])])
         count = [0]
         records._database.set_progress_handler(lambda: count.__setitem__(0, count[0] + 1), 1)
-        records.delete("t", f"resp_{first}")
+        deleted(records, "t", f"resp_{first}")
         records._database.set_progress_handler(None, 0)
         return count[0]
 

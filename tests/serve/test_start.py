@@ -101,6 +101,20 @@ def test_hosts_that_others_reach_need_keys(tmp_path):
         Settings(host=host)
 
 
+def test_a_time_in_which_no_answer_could_begin_is_refused():
+    with pytest.raises(ServeError, match="request_timeout_seconds is 0; it must be above 0"):
+        Settings(request_timeout_seconds=0.0)
+
+
+def test_a_budget_above_the_memory_there_is_said():
+    process = ServerProcess("--memory-budget", "8000TiB")
+    with process.client() as client:
+        assert client.get("/ready").status_code == 200
+    assert process.stop() == 0
+    (said,) = [line for line in process.logs if line["event"] == "budget above memory"]
+    assert said["budget_bytes"] == 8000 << 40 > said["available_bytes"]
+
+
 @pytest.fixture(scope="module")
 def adapted(tiny_model_directory, tmp_path_factory):
     base = griffinlm.load(tiny_model_directory, threads=1)

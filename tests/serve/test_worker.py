@@ -1,6 +1,7 @@
 """The thread between the event loop and the service."""
 
 import asyncio
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -9,9 +10,10 @@ import pytest
 
 from griffinlm.generation.job import End, Job, Piece, Usage
 from griffinlm.generation.queue import QueueFullError
+from griffinlm.serve import worker as worker_module
 from griffinlm.serve.errors import ApiError
 from griffinlm.serve.served import Asker
-from griffinlm.serve.worker import MOST_EVENTS_WAITING, Worker
+from griffinlm.serve.worker import MOST_EVENTS_WAITING, Answers, Worker
 
 
 class FakeService:
@@ -20,6 +22,9 @@ class FakeService:
     def __init__(self, num_pieces=3, fails=False):
         self.jobs, self.cancelled, self.num_pieces, self.fails = {}, [], num_pieces, fails
         self.is_closed = False
+        self.num_free_slots, self.num_waiting = 1, 0
+        self.did = []
+        """Submits and steps, in their order."""
         self.read_on = None
         """The event loop that reads on between two steps, however busy the machine; None leaves it to chance."""
 
@@ -28,6 +33,7 @@ class FakeService:
         return bool(self.jobs)
 
     def submit(self, job):
+        self.did.append("submit")
         self.jobs[job] = self.num_pieces
 
     def cancel(self, job):
@@ -38,6 +44,7 @@ class FakeService:
         return 7.0
 
     def step(self, timeout_seconds):
+        self.did.append("step")
         if self.fails and self.jobs:
             raise RuntimeError("a fault")
         if self.read_on is not None:
@@ -97,6 +104,19 @@ def test_who_reads_too_slowly_is_cut_off_and_its_job_ended():
     assert MOST_EVENTS_WAITING > 0
 
 
+def test_as_many_events_may_wait_of_each_answer_of_a_job():
+    async def work(worker):
+        left = []
+        answers = Answers(Job("a", [1], num_answers=3), left.append)
+        for number in range(3 * MOST_EVENTS_WAITING):
+            answers.push(Piece(answers.job, number % 3, "x", [1], None))
+        assert not answers.is_over
+        answers.push(Piece(answers.job, 0, "x", [1], None))
+        assert left == [answers]
+
+    run(FakeService(), work)
+
+
 def test_left_answers_are_cancelled_and_others_go_on():
     service = FakeService(num_pieces=10**9)
 
@@ -133,13 +153,40 @@ def test_what_no_client_asked_for_takes_nothing_of_a_tenants_share():
     run(FakeService(num_pieces=10**9), work, most_per_tenant=2)
 
 
-def test_more_answers_than_a_tenant_may_ever_have_are_no_matter_of_waiting():
-    async def work(worker):
-        with pytest.raises(ApiError) as caught:
-            await worker.submit(Job("a", [1], num_answers=3))
-        return caught.value.status
+@pytest.mark.parametrize(
+    ("num_free", "num_waiting", "is_taken"), [(1, 0, True), (2, 1, True), (0, 0, False), (1, 1, False), (0, 3, False)]
+)
+def test_what_no_client_asked_for_is_taken_where_a_slot_is_free_for_it(num_free, num_waiting, is_taken):
+    service = FakeService()
+    service.num_free_slots, service.num_waiting = num_free, num_waiting
 
-    assert run(FakeService(), work, most_per_tenant=2) == 400
+    async def work(worker):
+        try:
+            await worker.submit(Job("a", [1]), is_asked_for=False)
+        except QueueFullError as error:
+            assert error.seconds == 7.0
+        await worker.submit(Job("a", [1]))
+
+    run(service, work)
+    assert service.did.count("submit") == 1 + is_taken
+
+
+def test_between_calls_that_take_long_those_that_write_get_their_token(monkeypatch):
+    monkeypatch.setattr(worker_module, "CALLS_SECONDS", 0.0)
+    service, gate = FakeService(num_pieces=10**9), threading.Event()
+
+    async def work(worker):
+        await worker.submit(Job("a", [1]))
+        held = asyncio.ensure_future(worker.call(gate.wait))
+        jobs = [asyncio.ensure_future(worker.submit(Job("a", [1]))) for _ in range(3)]
+        await asyncio.sleep(0)
+        gate.set()
+        await asyncio.gather(held, *jobs)
+
+    run(service, work)
+    submits = [place for place, what in enumerate(service.did) if what == "submit"]
+    assert len(submits) == 4
+    assert all(service.did[place - 1] == "step" for place in submits[1:])
 
 
 def test_long_answers_to_several_prompts_are_read_side_by_side():

@@ -9,6 +9,7 @@ from typing import Any
 
 from griffinlm.checkpoint.config_file import read_json_table
 from griffinlm.checkpoint.errors import faults_error
+from griffinlm.errors import shown
 
 MAX_RANK, MAX_ALPHA = 1 << 16, 1e6
 MAX_PATTERNS, MAX_PATTERN_CHARACTERS = 4096, 200
@@ -61,20 +62,20 @@ def read_peft_config(file: Path) -> PeftConfig:
     values = {"use_rslora": False, "bias": "none", "init_lora_weights": True, **read_json_table(file)}
     faults: list[str] = []
     if values.get("peft_type") != "LORA":
-        faults.append(f"peft_type is {_shown(values.get('peft_type'))}; it must be LORA")
+        faults.append(f"peft_type is {shown(values.get('peft_type'))}; it must be LORA")
     if values.pop("bias") != "none":
         faults.append("bias is trained; it must be none")
     method = values.pop("init_lora_weights")
     if method not in UNCHANGED_BASE:
         faults.append(
-            f"init_lora_weights is {_shown(method)}, which changes the model's own weights; save the adapter converted"
+            f"init_lora_weights is {shown(method)}, which changes the model's own weights; save the adapter converted"
         )
     others = values.keys() - NO_MATTER_FIELDS - set(USED_FIELDS)
-    faults += [f"{name} is {_shown(values[name])}; it is not supported" for name in sorted(others) if values[name]]
+    faults += [f"{name} is {shown(values[name])}; it is not supported" for name in sorted(others) if values[name]]
 
     def number(name: str, is_fit: Callable[[Any], bool], allowed: str) -> Any:
         if not is_fit(values.get(name)):
-            faults.append(f"{name} is {_shown(values.get(name))}; it must be {allowed}")
+            faults.append(f"{name} is {shown(values.get(name))}; it must be {allowed}")
         return values.get(name)
 
     config = PeftConfig(
@@ -105,7 +106,7 @@ def _patterns(
                 raise re.error("it is too long or repeats too much")
             found[re.compile(rf"(.*\.)?({key})$")] = value
         except (re.error, OverflowError) as error:
-            faults.append(f"{name} has the pattern {_shown(key)}, which cannot be used: {error}")
+            faults.append(f"{name} has the pattern {shown(key)}, which cannot be used: {error}")
     return found
 
 
@@ -118,7 +119,7 @@ def _is_quick(pattern: str) -> bool:
 def _names(values: Mapping[str, Any], name: str, faults: list[str]) -> tuple[str, ...]:
     found = values.get(name) or []
     if not isinstance(found, list) or not all(isinstance(one, str) and one for one in found):
-        faults.append(f"{name} is {_shown(found)}; it must be a list of names")
+        faults.append(f"{name} is {shown(found)}; it must be a list of names")
         return ()
     return tuple(found)
 
@@ -133,8 +134,3 @@ def _is_rank(value: Any) -> bool:
 
 def _is_alpha(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_ALPHA
-
-
-def _shown(value: Any) -> str:
-    text = repr(value) if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -35,10 +35,19 @@ def exits(
     exits.safetensors in the directory has both. Needs PyTorch.
     """
     from griffinlm.checkpoint.exits import EXITS_FILE, write_exits
+    from griffinlm.errors import GriffinError
     from griffinlm.evaluate.documents import read_documents
-    from griffinlm.loading import load
-    from griffinlm.model.engine import TorchEngine
-    from griffinlm.train.exit_probe import calibrate_exits
+    from griffinlm.loading import bundled_models, load
+
+    if str(model) in bundled_models() and not model.exists():
+        raise GriffinError(
+            f"{model} is a bundled model; its exits are written into its directory", hint="give a directory of your own"
+        )
+    try:
+        from griffinlm.model.engine import TorchEngine
+        from griffinlm.train.exit_probe import calibrate_exits
+    except ModuleNotFoundError as error:
+        raise GriffinError("griffin exits needs torch", hint="pip install 'griffinlm[torch]'") from error
 
     loaded = load(model, engine="torch")
     assert isinstance(loaded.engine, TorchEngine)

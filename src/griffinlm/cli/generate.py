@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from griffinlm.cli import options as o
-from griffinlm.cli.output import print_json
+from griffinlm.cli.interrupts import Interrupted, noted_interrupt
+from griffinlm.cli.output import print_json, print_note
 from griffinlm.cli.text_input import read_texts, require_text
 from griffinlm.errors import GriffinError
 
 if TYPE_CHECKING:
+    from griffinlm.cli.pipe import Piece, Reading
     from griffinlm.generation.answering import Options
     from griffinlm.generation.completion import Generation
     from griffinlm.language_model import LanguageModel
@@ -103,8 +105,10 @@ def generate(
 
     Standard input is read in constant memory and answered at its end, or with --every behind each line that matches.
     Then an answer goes on from all that was read so far and from --ask, and a line --- follows it; what is read next
-    follows the line that matched, not the answer, and --state-out saves what was read, also when interrupted.
-    Penalties count the last 64 KiB of standard input, with --every only --ask. A line above 64 KiB counts as several.
+    follows the line that matched, not the answer, and --state-out saves what was read. A line above 64 KiB counts as
+    several. Penalties look back on the last 64 KiB of standard input; with --every they look back on --ask alone.
+
+    --state-out saves what was read and written also when interrupted by Ctrl-C; a second one ends without saving.
     """
     chosen = o.generation_options(context.params)
     if seed is None and temperature > 0:
@@ -127,24 +131,32 @@ def generate(
 
     state = None if state_in is None else State.load(state_in, loaded)
     writer = _Writer(loaded, chosen, num_answers, as_json, 0 if state is None else int(state.num_tokens[0]))
-    if pattern is None:
-        state, text = read_all_but_last(loaded, state, texts, chosen)
-        state = writer.write(text + asked, state)
-    else:
-        reading = Reading(loaded, state, chosen.pop("capacity", None))
-        try:
-            for piece in pieces_by_line(texts, pattern):
-                reading.read(piece.text)
-                if piece.is_match:
-                    writer.write(asked, reading.state, piece.num_lines)
-        except KeyboardInterrupt:
-            # The usual end of a log that has none.
-            if state_out is not None:
-                reading.state.save(state_out)
-            raise
-        state = reading.state
+    try:
+        if pattern is None:
+            state, text = read_all_but_last(loaded, state, texts, chosen)
+            state = writer.write(text + asked, state)
+        else:
+            reading = Reading(loaded, state, chosen.pop("capacity", None))
+            state = _answer_lines(reading, pieces_by_line(texts, pattern), writer, asked)
+    except Interrupted as interrupted:
+        if state_out is not None and interrupted.state is not None:
+            interrupted.state.save(state_out)
+        raise
     if state_out is not None:
         state.save(state_out)
+
+
+def _answer_lines(reading: "Reading", pieces: "Iterable[Piece]", writer: "_Writer", asked: str) -> "State":
+    """Reads a text and answers behind each of its lines that match; the state behind the text."""
+    try:
+        for piece in pieces:
+            reading.read(piece.text)
+            if piece.is_match:
+                writer.write(asked, reading.state, piece.num_lines)
+    except KeyboardInterrupt:
+        # The usual end of a log that has none.
+        raise Interrupted(reading.state) from None
+    return reading.state
 
 
 def _texts(prompt: str, options: dict[str, str | None]) -> Iterable[str]:
@@ -181,14 +193,20 @@ class _Writer:
                     print(answer.text, AFTER_ANSWER, sep="\n")
         else:
             stream = self._model.stream(text, state=state, **self._options)
-            if not self._as_json:
+            with noted_interrupt() as is_interrupted:
                 for piece in stream:
-                    print(piece, end="", flush=True)
+                    if not self._as_json:
+                        print(piece, end="", flush=True)
+                    if is_interrupted():
+                        raise Interrupted(stream.stop())
+            if not self._as_json:
                 if line is not None:
                     print(f"\n{AFTER_ANSWER}")
                 elif sys.stdout.isatty():
                     print()
             answers = [stream.generation]
+        if self._options.get("json_schema") and any(answer.finish_reason == "length" for answer in answers):
+            print_note("the answer ended after --max-tokens, in the middle of its JSON")
         if self._as_json:
             print_json({**({} if line is None else {"line": line}), **self._described(answers)})
         sys.stdout.flush()

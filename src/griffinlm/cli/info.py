@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 CONTEXT_LENGTHS = (2_048, 8_192, 32_768, 131_072)
 TRANSFORMER = "gemma-2b"
 """The preset that states are compared with."""
+LEAST_COMPARED_PARAMETERS = 500_000_000
+"""Of a model beside which its cache says something."""
+STATE_TYPES = {
+    "float32": ("float32", "float32"),
+    "float16 window": ("float16", "float32"),
+    "int8 window": ("int8", "float32"),
+    "bfloat16": ("bfloat16", "bfloat16"),
+}
+"""Of window and activations, by name: what engines keep a state in. The recurrence is float32 in all."""
 
 BITS_OF_A_WEIGHT = {"float32": 32, "bfloat16": 16, "int8": 8, "int4": 4}
 BLOCK_NAMES = {"recurrent": "recurrent", "local_attention": "local attention", "global_attention": "global attention"}
@@ -30,9 +39,9 @@ def info(
 ) -> None:
     """Tell how large a model or preset is, and its state.
 
-    The state is counted as `State.nbytes` counts it: float32 recurrence, 16-bit window and convolution, two counters of
-    8 bytes. Beside it stands the key and value cache of Gemma-2B in 16 bit. Weights are counted without the scales of
-    quantization.
+    A state has the bytes that it takes in float32, as models run where nothing else is asked for; with a smaller
+    window; and in bfloat16, where it stands beside the key and value cache of Gemma-2B if the model is of such a size.
+    Weights are counted without the scales of quantization.
     """
     config, checkpoint = _open(model)
     facts: dict[str, Any] = {"model": model, **_facts(config)}
@@ -42,6 +51,8 @@ def info(
         print_json(facts)
         return
     print_table(None, _rows(facts))
+    if config.num_parameters < LEAST_COMPARED_PARAMETERS:
+        return
     print()
     name = "cache" if config.needs_capacity else "state"
     print_table(["tokens", f"{name} of {model}", "cache of Gemma-2B", "ratio"], _context_rows(facts["contexts"]))
@@ -57,7 +68,8 @@ def _open(name: str) -> tuple["ModelConfig", "Checkpoint | None"]:
         path = find_model(name)
     except LoadError as error:
         if name not in PRESETS:
-            raise LoadError(str(error), hint=f"give a model directory or a preset: {', '.join(PRESETS)}") from error
+            hint = "; or ".join(filter(None, [error.hint, f"a preset: {', '.join(PRESETS)}"]))
+            raise LoadError(str(error), hint) from error
         return PRESETS[name], None
     checkpoint = open_checkpoint(path)
     return checkpoint.config, checkpoint
@@ -77,7 +89,7 @@ def _facts(config: "ModelConfig") -> dict[str, Any]:
         "parameters": {"total": total, "not_embedding": total - config.num_embedding_parameters},
         "layers": dict(Counter(config.block_kinds)),
         "recursion": recursion_facts(config),
-        "state_bytes": None if config.needs_capacity else half_precision_bytes(config, 1),
+        "state_bytes": None if config.needs_capacity else state_sizes(config),
         "contexts": contexts,
         "weight_bytes": {name: total * bits // 8 for name, bits in BITS_OF_A_WEIGHT.items()},
         "config": config.to_dict(),
@@ -96,6 +108,13 @@ def recursion_facts(config: "ModelConfig") -> dict[str, Any] | None:
         "rank": config.recursion.rank,
         "skips": config.recursion.skips,
     }
+
+
+def state_sizes(config: "ModelConfig") -> dict[str, int]:
+    """Bytes of a sequence's state of fixed size in each of `STATE_TYPES`."""
+    from griffinlm.state import state_bytes
+
+    return {name: state_bytes(config, None, *types) for name, types in STATE_TYPES.items()}
 
 
 def half_precision_bytes(config: "ModelConfig", num_tokens: int) -> int:
@@ -143,12 +162,12 @@ def _quantization_facts(quantization: "Quantization") -> dict[str, Any]:
 
 
 def _rows(facts: dict[str, Any]) -> list[Sequence[str]]:
-    parameters, size = facts["parameters"], facts["state_bytes"]
+    parameters, sizes = facts["parameters"], facts["state_bytes"]
     rows = [
         ("model", facts["model"]),
         ("parameters", f"{parameters['total']:,} ({parameters['not_embedding']:,} without the embedding)"),
         ("layers", ", ".join(f"{count} {BLOCK_NAMES[kind]}" for kind, count in facts["layers"].items())),
-        ("state", f"{size:,} bytes a sequence, whatever its length" if size else "grows with the sequence"),
+        *(_state_rows(sizes) if sizes else [("state", "grows with the sequence")]),
         ("weights", ", ".join(f"{readable_bytes(count)} {name}" for name, count in facts["weight_bytes"].items())),
     ]
     if facts["recursion"]:
@@ -165,6 +184,12 @@ def _rows(facts: dict[str, Any]) -> list[Sequence[str]]:
             ("digest", found["digest"]),
         ]
     return rows
+
+
+def _state_rows(sizes: dict[str, int]) -> list[tuple[str, str]]:
+    (name, size), *others = sizes.items()
+    smaller = ", ".join(f"{size:,} {name}" for name, size in others)
+    return [("state", f"{size:,} bytes a sequence in {name}, whatever its length"), ("smaller", smaller)]
 
 
 def recursion_row(found: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """The command `griffin`: imports the file of the command that is asked for, and tells every fault in one line."""
 
+import errno
 import importlib
 import sys
 from collections import Counter
@@ -118,11 +119,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return NOBODY_READS
         except typer.TyperException as error:
             path = getattr(getattr(error, "ctx", None), "command_path", "griffin")
-            print_error(error.format_message(), f"{path} --help tells what is allowed")
+            print_error(_fault_of_value(error) or error.format_message(), f"{path} --help tells what is allowed")
         except GriffinError as error:
             print_error(str(error), error.hint)
         except OSError as error:
             where = "" if error.filename is None else f"{error.filename}: "
+            if error.errno == errno.ENOSPC and not where:
+                # Those who write files name them.
+                where = "standard output: "
             print_error(f"{where}{error.strerror or error}")
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
@@ -131,6 +135,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             discard_output()
     return USER_FAULT
+
+
+def _fault_of_value(error: Exception) -> str | None:
+    """Of an option that could not be read: its name, the value found and what is allowed; None for other faults."""
+    found = getattr(error.__cause__, "errors", None)
+    parameter = getattr(error, "param", None)
+    if found is None or parameter is None:
+        return None
+    first = found()[0]
+    allowed = first["msg"].partition(",")[0].replace("Input should be", "it must be")
+    return f"{'/'.join(parameter.opts)} is {first['input']!r}; {allowed}"
 
 
 def _run(arguments: list[str]) -> int:

@@ -32,6 +32,12 @@ def print_error(message: str, hint: str | None = None) -> None:
             print(f"hint: {one_line(hint)}", file=sys.stderr)
 
 
+def print_note(message: str) -> None:
+    """A line on standard error of something that is no error, but may not be what was wanted."""
+    with contextlib.suppress(OSError):
+        print(f"note: {one_line(message)}", file=sys.stderr)
+
+
 def one_line(text: str) -> str:
     """`text` without line breaks, other characters that a terminal would obey written as escapes."""
     joined = " ".join(text.split())

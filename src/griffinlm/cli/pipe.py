@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from griffinlm.cli.interrupts import Interrupted
 from griffinlm.cli.text_input import PIECE_BYTES
 from griffinlm.errors import GriffinError
 from griffinlm.generation.answering import Options
@@ -126,13 +127,20 @@ def read_all_but_last(
 
     Args:
         options: the capacity among them is taken out where a state is made with it.
+
+    Raises:
+        Interrupted: by Ctrl-C, with the state reached.
+        GriffinError: as of `Reading`.
     """
     reading, last = None, ""
-    for piece in pieces_by_size(texts):
-        if last:
-            reading = reading or Reading(model, state, options.pop("capacity", None))
-            reading.read(last)
-        last = piece
+    try:
+        for piece in pieces_by_size(texts):
+            if last:
+                reading = reading or Reading(model, state, options.pop("capacity", None))
+                reading.read(last)
+            last = piece
+    except KeyboardInterrupt:
+        raise Interrupted(state if reading is None else reading.state) from None
     return (state if reading is None else reading.state), last
 
 

@@ -1,6 +1,7 @@
 """griffin train: packing text, pretraining, tuning on conversations, on preferences and on rewards."""
 
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
     from griffinlm.evaluate.documents import DocumentError
     from griffinlm.train.base import TuningOutcome
 
-ConfigFile = Annotated[Path, typer.Option("--config", metavar="FILE", help="The run, as TOML.")]
+ConfigFile = Annotated[
+    Path, typer.Option("--config", metavar="FILE", help="The run, as TOML; `griffin train keys` lists its keys.")
+]
 Changes = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change an entry, as in optimizer.learning_rate=1e-3."),
@@ -129,10 +132,35 @@ def merge(
     print(destination)
 
 
+@train.command("keys", cls=StrictCommand)
+def keys(
+    kind: Annotated[str, typer.Argument(metavar="COMMAND", help="pretrain, sft, reward, rloo or dpo.")],
+    as_json: AsJson = False,
+) -> None:
+    """List what the TOML file of a command may say: every key, what it may be, and what it means.
+
+    Tables are written as TOML has them: [data], [sources.NAME], and [[stages]] for entries N of a list.
+    """
+    from griffinlm.train.keys import KINDS, keys_of
+
+    if kind not in KINDS:
+        raise GriffinError(f"griffin train {kind} has no TOML file; these have: {', '.join(KINDS)}")
+    found = list(keys_of(KINDS[kind]))
+    if as_json:
+        print_json({"keys": [key._asdict() for key in found]})
+        return
+    for key in found:
+        print(f"{key.name} = {key.allowed} ({key.default})")
+        if key.meaning:
+            print(textwrap.indent(textwrap.fill(key.meaning, 100), "    "))
+
+
 @train.command("pack", cls=StrictCommand)
 def pack(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help=".jsonl (also .xz, .gz, .zst) or .txt.")],
-    tokenizer: Annotated[Path, typer.Option("--tokenizer", metavar="DIR", help="A tokenizer, or a model with one.")],
+    tokenizer: Annotated[
+        str, typer.Option("--tokenizer", metavar="NAME", help="A directory with a tokenizer, or a bundled model.")
+    ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="A directory that is not there yet.")],
     field: Annotated[str, typer.Option("--field", metavar="NAME", help="Field of a row that holds the text.")] = "text",
     held_out_share: Annotated[
@@ -156,11 +184,12 @@ def pack(
 
     Pretraining maps them into memory: give the directory as `packed` of a source.
     """
+    from griffinlm.loading import find_model
     from griffinlm.train.data.pack import PackOptions
     from griffinlm.train.data.pack import pack as pack_files
 
     options = PackOptions(field, held_out_share, "skip" if skip_bad_rows else "refuse", largest_row_bytes)
-    record = pack_files(files, tokenizer, out, options, processes, _tell_bad_row).record
+    record = pack_files(files, find_model(tokenizer), out, options, processes, _tell_bad_row).record
     figures: dict[str, Any] = {
         "path": str(out),
         "train": record["train"],

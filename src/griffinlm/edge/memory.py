@@ -45,7 +45,7 @@ def available_bytes() -> int | None:
     return min(found) if found else None
 
 
-def require_memory(num_bytes: int, what: str, hint: str | None = None) -> None:
+def require_memory(num_bytes: int, what: str) -> None:
     """Refuses before anything is allocated.
 
     Raises:
@@ -54,7 +54,7 @@ def require_memory(num_bytes: int, what: str, hint: str | None = None) -> None:
     available = available_bytes()
     if available is not None and num_bytes > available:
         raise NotEnoughMemoryError(
-            f"{what} needs {num_bytes / 1e6:,.0f} MB of memory; {available / 1e6:,.0f} MB are available", hint
+            f"{what} needs {num_bytes / 1e6:,.0f} MB of memory; {available / 1e6:,.0f} MB are available"
         )
 
 

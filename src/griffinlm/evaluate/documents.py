@@ -66,6 +66,8 @@ def read_rows(path: Path, parse: Callable[[Any], Row], rules: RowRules = RowRule
 
 def _read(path: Path, suffixes: tuple[str, ...], read: Callable[[IO[bytes]], Iterator[Row]]) -> Iterator[Row]:
     """All that `read` finds in a file, of which there must be something."""
+    if not path.exists():
+        raise DocumentError(f"there is no text file {path}")
     if not path.name.endswith(suffixes):
         raise DocumentError(f"text file {path} has an unknown ending; allowed are {', '.join(suffixes)}")
     num_documents = 0

@@ -10,7 +10,6 @@ import numpy as np
 from griffinlm.errors import GriffinError
 from griffinlm.executor import Executor
 from griffinlm.generation.completion import Completion, Generation, step_and_write, with_last_pending, write_together
-from griffinlm.generation.exits import advance
 from griffinlm.generation.grammar import Matcher, schema_text
 from griffinlm.generation.parameters import SamplingParameters
 from griffinlm.generation.request import Request, TokenEvent
@@ -142,8 +141,7 @@ class Answers:
             executor,
             lambda ids: np.asarray([ids], np.int64),
             choose=write_together,
-            step_and_choose=step_and_write,
-            advance=advance,
+            step=step_and_write,
         )
         self._make_state = make_state
         self._completions: dict[Request, Completion] = {}
@@ -182,6 +180,16 @@ class Answers:
                 piece = completion.take_piece()
                 if piece:
                     yield index[event.request], piece
+
+    def stop(self) -> State | None:
+        """Ends the only answer where it stands; its state, or None where its prompt is not read to the end."""
+        (request,) = self._completions
+        if request in self._results:
+            return self._results[request].state
+        remainder = self._scheduler.cancel(request)
+        if remainder is None or remainder.state is None or len(remainder.unread) != 1:
+            return None
+        return self._make_state(with_last_pending(remainder.state, remainder.unread[0]))
 
     def results(self) -> list[Generation]:
         """The answers in the order of the prompts, those to one side by side, once `pieces` has run to its end.

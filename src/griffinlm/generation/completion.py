@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from griffinlm.executor import DrawingExecutor
+from griffinlm.generation.exits import ExitingExecutor, exiting_step
 from griffinlm.generation.request import FinishReason
 from griffinlm.generation.sampling import Sampler, TokenLogProbability, choose_together
 from griffinlm.state import State
@@ -120,20 +121,20 @@ def write_together(completions: Sequence[Completion], logits: np.ndarray) -> lis
 
 def step_and_write(
     executor: Any, completions: Sequence[Completion], slots: Sequence[int], tokens: Sequence[int]
-) -> list[int | Exception] | None:
-    """A step of the executor and `write_together` in one, where the executor draws and no answer has to see logits.
-
-    Each token is the one that `write_together` gives from the logits of `step`. None where this cannot be; then nothing
-    was done.
+) -> Sequence[int | Exception | None]:
+    """A `Step`: that of any executor with `write_together` behind it, in one where it draws tokens or lets them leave.
 
     Raises:
         GriffinError: as for the executor's `step`; nothing was done.
     """
-    if not isinstance(executor, DrawingExecutor):
-        return None
-    draws = [draw for one in completions if (draw := one._sampler.next_draw()) is not None]
-    if len(draws) < len(completions):
-        return None
+    if isinstance(executor, ExitingExecutor):
+        return exiting_step(write_together)(executor, completions, slots, tokens)
+    draws = []
+    if isinstance(executor, DrawingExecutor):
+        draws = [draw for one in completions if (draw := one._sampler.next_draw()) is not None]
+    if not isinstance(executor, DrawingExecutor) or len(draws) < len(completions):
+        # Some answers have to see their logits.
+        return write_together(completions, executor.step(slots, tokens))
     found: list[int | Exception] = []
     drawn = executor.step_and_draw(slots, tokens, draws, completions[0]._sampler.num_choices)
     for completion, token in zip(completions, drawn.tolist(), strict=True):

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from griffinlm.executor import WithdrawingExecutor
-from griffinlm.generation.request import step_all
+from griffinlm.generation.request import Choose, Step
 from griffinlm.generation.settling import SettlingExecutor
 
 
@@ -65,8 +65,15 @@ class ExitingExecutor(SettlingExecutor):
         return self._depth.pop(slot, None)
 
 
-def advance(executor: Any, slots: Sequence[int], tokens: Sequence[int]) -> tuple[Sequence[bool], Any]:
-    """An `Advance` for every executor: one loop where tokens leave early, else a step."""
-    if isinstance(executor, ExitingExecutor):
-        return executor.advance(slots, tokens)
-    return step_all(executor, slots, tokens)
+def exiting_step(choose: Choose) -> Step:
+    """A `Step` of an `ExitingExecutor`: one loop of every slot, and a choice for the tokens that have left."""
+
+    def step(
+        executor: ExitingExecutor, choosers: Sequence[Any], slots: Sequence[int], tokens: Sequence[int]
+    ) -> list[int | Exception | None]:
+        has_left, logits = executor.advance(slots, tokens)
+        done = [chooser for chooser, has in zip(choosers, has_left, strict=True) if has]
+        chosen = iter(choose(done, logits) if done else ())
+        return [next(chosen) if has else None for has in has_left]
+
+    return step

@@ -33,23 +33,12 @@ class TokenChooser(Chooser, Protocol):
 Choose = Callable[[Sequence[Any], Any], Sequence[int | Exception]]
 """The next token of every chooser, from a row of logits each; where one cannot choose, what it raised."""
 
-StepAndChoose = Callable[[Any, Sequence[Any], Sequence[int], Sequence[int]], Sequence[int | Exception] | None]
-"""A step of an executor and the choice after it in one: (executor, choosers, slots, tokens) to what `Choose` gives.
+Step = Callable[[Any, Sequence[Any], Sequence[int], Sequence[int]], Sequence[int | Exception | None]]
+"""Reads a token of each slot and chooses the next: (executor, choosers, slots, tokens) to what `Choose` gives.
 
-None where the executor cannot or a chooser has to see its logits; then nothing was done.
+None stands for a token that is still on its way; it is given again until it has arrived. What an executor raises it
+raises before anything is done.
 """
-
-
-Advance = Callable[[Any, Sequence[int], Sequence[int]], tuple[Sequence[bool], Any]]
-"""Brings the tokens of slots forward: (executor, slots, tokens) to which of them have their logits, and these.
-
-A token without them is given again until it has; an executor raises before it has done anything.
-"""
-
-
-def step_all(executor: Any, slots: Sequence[int], tokens: Sequence[int]) -> tuple[Sequence[bool], Any]:
-    """An `Advance` by the executor's `step`, behind which all have them."""
-    return [True] * len(slots), executor.step(slots, tokens)
 
 
 def choose_each(choosers: Sequence[TokenChooser], logits: Sequence[Any]) -> list[int | Exception]:

@@ -157,7 +157,7 @@ def write_rows(rows: Sequence[Row], logits: np.ndarray) -> list[int | Exception]
 
 def step_rows(
     executor: Executor, rows: Sequence[Row], slots: Sequence[int], tokens: Sequence[int]
-) -> list[int | Exception] | None:
+) -> Sequence[int | Exception | None]:
     """`step_and_write` for the answers of rows."""
     return step_and_write(executor, [row.completion for row in rows], slots, tokens)
 

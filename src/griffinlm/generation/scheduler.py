@@ -12,7 +12,6 @@ from griffinlm.errors import GriffinError
 from griffinlm.generation.pace import WHOLE_CHUNK_TOKENS, Pace
 from griffinlm.generation.queue import Group, ReadPrompt, Turn, check_group, check_room, most_urgent
 from griffinlm.generation.request import (
-    Advance,
     Choose,
     Event,
     FinishReason,
@@ -20,10 +19,9 @@ from griffinlm.generation.request import (
     Request,
     RequestError,
     StateEvent,
-    StepAndChoose,
+    Step,
     TokenEvent,
     choose_each,
-    step_all,
 )
 
 
@@ -47,10 +45,9 @@ class Scheduler:
         clock: seconds that never go back.
         may_leave: asked before a state leaves its slot with an event; until it says yes the state waits there. A yes
             is for one state. It is not asked for states that `cancel` gives.
-        choose: gives the tokens of all rows of a step; it must not raise.
-        step_and_choose: asked first for every step; None goes by `advance` and `choose` alone. It raises only what the
-            executor raises.
-        advance: reads the tokens of all rows of a step; those that have no logits yet go on in the next.
+        choose: gives the tokens of rows from their logits; it must not raise.
+        step: makes a step of all rows that write, and raises only what the executor raises; None is the executor's
+            `step` with `choose` behind it.
     """
 
     def __init__(
@@ -61,8 +58,7 @@ class Scheduler:
         clock: Callable[[], float] = time.monotonic,
         may_leave: Callable[[], bool] = lambda: True,
         choose: Choose = choose_each,
-        step_and_choose: StepAndChoose | None = None,
-        advance: Advance = step_all,
+        step: Step | None = None,
     ) -> None:
         self._executor = executor
         self._make_chunk = make_chunk
@@ -70,8 +66,7 @@ class Scheduler:
         self._clock = clock
         self._may_leave = may_leave
         self._choose = choose
-        self._step_and_choose = step_and_choose
-        self._advance_tokens = advance
+        self._step_rows = step or _stepping(choose)
         self._order = count()
         self._pace = Pace()
         self._free = list(range(executor.num_slots))
@@ -357,22 +352,15 @@ class Scheduler:
     def _write(self, rows: list[_Writing]) -> list[Event]:
         start = self._clock()
         slots, tokens = [row.slot for row in rows], [row.last_token for row in rows]
-        choosers, logits, chosen = [row.request.chooser for row in rows], None, None
         try:
-            if self._step_and_choose is not None:
-                chosen = self._step_and_choose(self._executor, choosers, slots, tokens)
-            if chosen is None:
-                has_logits, logits = self._advance_tokens(self._executor, slots, tokens)
-                rows = [row for row, has in zip(rows, has_logits, strict=True) if has]
+            chosen = self._step_rows(self._executor, [row.request.chooser for row in rows], slots, tokens)
         except GriffinError as error:
             if len(rows) == 1:
                 return [self._fail(rows[0], error)]
             # Executors refuse before they compute, so each can be tried on its own, and who is at fault ends alone.
             return [event for row in rows for event in self._write([row])]
         self._pace.stepped(self._clock() - start)
-        if chosen is None:
-            chosen = self._choose([row.request.chooser for row in rows], logits) if rows else []
-        return [self._go_on(row, token) for row, token in zip(rows, chosen, strict=True)]
+        return [self._go_on(row, token) for row, token in zip(rows, chosen, strict=True) if token is not None]
 
     def _go_on(self, row: _Writing, token: int | Exception) -> TokenEvent:
         request = row.request
@@ -410,3 +398,12 @@ class Scheduler:
     def _release(self, slot: int) -> None:
         self._executor.release(slot)
         heapq.heappush(self._free, slot)
+
+
+def _stepping(choose: Choose) -> Step:
+    def step(
+        executor: Any, choosers: Sequence[Any], slots: Sequence[int], tokens: Sequence[int]
+    ) -> Sequence[int | Exception | None]:
+        return choose(choosers, executor.step(slots, tokens))
+
+    return step

@@ -12,7 +12,6 @@ from griffinlm.generation.answering import GenerationError, end_ids
 from griffinlm.generation.budget import MemoryUse
 from griffinlm.generation.checking import checked_options, whole_numbers
 from griffinlm.generation.completion import with_last_pending
-from griffinlm.generation.exits import advance
 from griffinlm.generation.job import Counts, End, Event, Job
 from griffinlm.generation.keeping import SPARED_BY_RESUMED, Chain, Keeper, Kept
 from griffinlm.generation.queue import QueueFullError
@@ -81,7 +80,6 @@ class GenerationService:
             self._keeper.take_place,
             write_rows,
             step_rows,
-            advance,
         )
         self._running: dict[Job, Running] = {}
         self._rows: dict[Request, Row] = {}

@@ -30,7 +30,7 @@ class ConfidenceRule:
         self._thresholds = torch.tensor([*thresholds, float("inf")], device=model.embedding.weight.device)
 
     def __call__(self, x: Tensor, depth: Tensor) -> Tensor:
-        """Whether tokens [B] may leave, of their numbers x [B, D] behind as many loops as `depth` [B] says."""
+        """Whether tokens [B] may leave, of their hidden states x [B, D] behind as many loops as `depth` [B] says."""
         best, _ = _best(self._model.logits(x[:, None])[:, 0])
         return best >= self._thresholds[depth - 1]
 
@@ -38,7 +38,7 @@ class ConfidenceRule:
 class ProbeRule:
     """A token may leave where the small head behind the loop is at least as confident as the loop's threshold.
 
-    It costs h (D + 1) products, h the head's hidden numbers, instead of the whole vocabulary.
+    It costs h (D + 1) products, h the width of the small head's hidden layer, instead of the whole vocabulary.
 
     Raises:
         ExecutorError: the heads are of a model with other loops.
@@ -53,7 +53,7 @@ class ProbeRule:
         self._thresholds = torch.tensor([*exits.thresholds, torch.inf], device=device)
 
     def __call__(self, x: Tensor, depth: Tensor) -> Tensor:
-        """Whether tokens [B] may leave, of their numbers x [B, D] behind as many loops as `depth` [B] says."""
+        """Whether tokens [B] may leave, of their hidden states x [B, D] behind as many loops as `depth` [B] says."""
         # All heads read all tokens: one product of a few rows, and no copy of a head for each token.
         hidden = torch.einsum("bd,lhd->blh", self._norm(x).float(), self._inner) + self._inner_bias
         score = (torch.relu(hidden) * self._weights).sum(dim=-1) + self._bias
@@ -105,7 +105,7 @@ def recorded_confidence(model: Griffin, tokens: Tensor) -> tuple[Tensor, Tensor]
 
 @torch.no_grad()
 def best_probability(model: Griffin, x: Tensor, chunk_tokens: int) -> Tensor:
-    """The probability of the best next token, [B, T], by the head of numbers x [B, T, D]; no gradient.
+    """The probability of the best next token, [B, T], by the head of hidden states x [B, T, D]; no gradient.
 
     Logits exist for `chunk_tokens` tokens at a time.
     """

@@ -39,7 +39,7 @@ class Reading(NamedTuple):
     """[B], place in `x` of each row's last real token; -1 where it has none."""
 
     def in_order(self, x: Tensor) -> Tensor:
-        """[B, T, D] numbers of the tokens in `x`, in the order in which the call gave the tokens."""
+        """[B, T, D] hidden states of the tokens in `x`, in the order in which the call gave the tokens."""
         return x if self.order is None else torch.empty_like(x).scatter(1, self.order[..., None].expand_as(x), x)
 
     def newest(self) -> Tensor:

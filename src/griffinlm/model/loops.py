@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from griffinlm.model.engine import TorchEngine
 
 ExitRule = Callable[[Tensor, Tensor], Tensor]
-"""Whether tokens may leave, [B] bool, of their numbers x [B, D] behind a loop and how many loops they have been
+"""Whether tokens may leave, [B] bool, of their hidden states x [B, D] behind a loop and how many loops they have been
 through [B]."""
 
 MAX_OWED_TOKENS = 32

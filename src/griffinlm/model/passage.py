@@ -11,15 +11,15 @@ from griffinlm.model.blocks import Layout
 from griffinlm.model.griffin import BlockCall
 
 Leaves = Callable[[Tensor, int], Tensor]
-"""Which tokens leave, [B, T] bool, of their numbers [B, T, D] behind so many loops."""
+"""Which tokens leave, [B, T] bool, of their hidden states [B, T, D] behind so many loops."""
 
 
 class Passage(NamedTuple):
     """How far each token of some rows has come."""
 
     behind: Sequence[Tensor]
-    """For every loop [B, T, D]: the numbers of the tokens behind it, and of those that it has not read from where they
-    left."""
+    """For every loop [B, T, D]: the hidden states of the tokens behind it, and of those that it has not read from where
+    they left."""
     depth: Tensor
     """[B, T], loops that have read the token; 0 for padding."""
 

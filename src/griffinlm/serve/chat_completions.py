@@ -21,6 +21,7 @@ from griffinlm.serve.fields import (
     StopFields,
     StreamOptions,
     alternatives,
+    check_grammars,
     checked_options,
     schema_of,
 )
@@ -72,6 +73,7 @@ async def chat_completions(body: ChatRequest, asker: AskerDependency) -> Respons
     if (body.n or 1) > served.most_answers:
         message = f"n is {body.n}; at most {served.most_answers} answers can be taken at once"
         raise ApiError(400, message, param="n", code="invalid_value")
+    check_grammars(body.n or 1, body.response_format)
     options = checked_options(
         body.options(served.settings.default_max_tokens),
         body.sampling(),
@@ -79,7 +81,7 @@ async def chat_completions(body: ChatRequest, asker: AskerDependency) -> Respons
         alternatives(body.logprobs, body.top_logprobs),
     )
     messages = [message.plain() for message in body.messages]
-    token_ids, boundaries = await served.on_text_thread(_read, served.tokenizer, messages)
+    token_ids, boundaries = await asker.on_text_thread(_read, served.tokenizer, messages)
     job = Job(
         asker.tenant,
         token_ids,
@@ -92,7 +94,7 @@ async def chat_completions(body: ChatRequest, asker: AskerDependency) -> Respons
     shape = _Shape(body.model, served.tokenizer)
     if not body.stream:
         (ends,) = await asker.ends([job])
-        return AsciiJSONResponse(shape.whole(ends))
+        return await asker.on_text_thread(shape.whole, ends)
     answers = await served.submit(job)
     wants_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
     return EventStream(shape.chunks(answers, wants_usage), answers)
@@ -114,7 +116,7 @@ class _Shape:
         self._head = {"id": f"chatcmpl-{token_hex(12)}", "created": int(time.time()), "model": model_name}
         self._tokenizer = tokenizer
 
-    def whole(self, ends: Sequence[End]) -> dict[str, Any]:
+    def whole(self, ends: Sequence[End]) -> Response:
         choices = [
             {
                 "index": end.answer,
@@ -125,7 +127,7 @@ class _Shape:
             for end in ends
         ]
         usage = usage_table([end.usage for end in ends])
-        return {**self._head, "object": "chat.completion", "choices": choices, "usage": usage}
+        return AsciiJSONResponse({**self._head, "object": "chat.completion", "choices": choices, "usage": usage})
 
     async def chunks(self, answers: Answers, wants_usage: bool) -> AsyncIterator[bytes]:
         """Role first, then text, one reason to end a choice, the usage if wanted, and the word that ends a stream."""

@@ -13,11 +13,13 @@ from griffinlm.generation.job import End, Job, Piece
 from griffinlm.generation.sampling import TokenLogProbability
 from griffinlm.serve.errors import ApiError, AsciiJSONResponse
 from griffinlm.serve.fields import (
+    MOST_CHARACTERS,
     InertFields,
     ResponseFormat,
     SamplingFields,
     StopFields,
     StreamOptions,
+    check_grammars,
     checked_options,
     schema_of,
 )
@@ -26,10 +28,11 @@ from griffinlm.serve.served import Asker, AskerDependency, require_time
 from griffinlm.serve.shapes import finite, usage_table
 from griffinlm.serve.stream import DONE, EventStream, event, merged
 from griffinlm.serve.worker import Answers
-from griffinlm.text import Tokenizer
 
 DEFAULT_MAX_TOKENS = 16
 MOST_ALTERNATIVES = 5
+MOST_ECHOED_SCORES = 1 << 16
+"""Tokens of prompts that are told again with their log-probabilities: each takes some 200 bytes of an answer."""
 
 router = APIRouter()
 
@@ -57,9 +60,9 @@ class CompletionRequest(SamplingFields, StopFields, InertFields):
         checked = checked_options(given, self.sampling(), self.stops())
         return checked if num_tokens else None
 
-    def check(self, num_prompts: int, most_answers: int) -> None:
+    def check(self, prompts: Sequence[Sequence[int]], most_answers: int) -> None:
         """Refuses what cannot be together."""
-        n = self.n or 1
+        n, num_prompts = self.n or 1, len(prompts)
         if self.best_of not in (None, n):
             raise _wrong("best_of", f"best_of is {self.best_of}; it must be n, {n}: all answers are told")
         if self.stream_options is not None and not self.stream:
@@ -69,6 +72,13 @@ class CompletionRequest(SamplingFields, StopFields, InertFields):
         if n * num_prompts > most_answers:
             most = f"at most {most_answers} answers can be taken at once"
             raise _wrong("prompt" if num_prompts > 1 else "n", f"{num_prompts} prompts with {n} answers each; {most}")
+        check_grammars(n * num_prompts, self.response_format)
+        num_echoed = n * sum(map(len, prompts))
+        most_echoed = MOST_CHARACTERS if self.logprobs is None else MOST_ECHOED_SCORES
+        if self.echo and num_echoed > most_echoed:
+            extra = "" if self.logprobs is None else " with logprobs"
+            told = f"{num_echoed} tokens of prompts would be told again{extra}"
+            raise _wrong("echo", f"{told}, those of a prompt for each of its {n} answers; at most {most_echoed} may be")
 
 
 @router.post("/v1/completions")
@@ -77,8 +87,8 @@ async def completions(body: CompletionRequest, asker: AskerDependency) -> Respon
     served = asker.served
     adapter = served.adapter(body.model)
     options = body.options()
-    prompts = await served.on_text_thread(read_prompts, served.tokenizer, body.prompt, True)
-    body.check(len(prompts), served.most_answers)
+    prompts = await asker.on_text_thread(read_prompts, served.tokenizer, body.prompt, True)
+    body.check(prompts, served.most_answers)
     jobs = [
         Job(
             asker.tenant,
@@ -91,9 +101,9 @@ async def completions(body: CompletionRequest, asker: AskerDependency) -> Respon
         )
         for token_ids in prompts
     ]
-    shape = _Shape(body, served.tokenizer, is_text=not _is_tokens(body.prompt))
+    shape = _Shape(asker, body, is_text=not _is_tokens(body.prompt))
     if not body.stream:
-        return AsciiJSONResponse(shape.whole(jobs, await asker.ends(jobs)))
+        return await asker.on_text_thread(shape.whole, jobs, await asker.ends(jobs))
     all_answers = await _submitted(asker, jobs)
     return EventStream(shape.chunks(all_answers), *all_answers)
 
@@ -114,9 +124,9 @@ async def _submitted(asker: Asker, jobs: Sequence[Job]) -> list[Answers]:
 class _Shape:
     """OpenAI's form of the answers to one request."""
 
-    def __init__(self, body: CompletionRequest, tokenizer: Tokenizer, is_text: bool) -> None:
-        self._body, self._tokenizer = body, tokenizer
-        self._num_hidden = 1 if is_text and tokenizer.bos_id is not None else 0
+    def __init__(self, asker: Asker, body: CompletionRequest, is_text: bool) -> None:
+        self._asker, self._body, self._tokenizer = asker, body, asker.served.tokenizer
+        self._num_hidden = 1 if is_text and self._tokenizer.bos_id is not None else 0
         """Tokens in front of a prompt that the client did not write."""
         self._head = {
             "id": f"cmpl-{token_hex(12)}",
@@ -125,20 +135,19 @@ class _Shape:
             "model": body.model,
         }
 
-    def whole(self, jobs: Sequence[Job], all_ends: Sequence[Sequence[End]]) -> dict[str, Any]:
+    def whole(self, jobs: Sequence[Job], all_ends: Sequence[Sequence[End]]) -> Response:
         choices, n = [], self._body.n or 1
-        for place, (job, ends) in enumerate(zip(jobs, all_ends, strict=True)):
-            for end in ends:
-                echo = self._echo(job)
-                choices.append(
-                    {
-                        "text": echo + end.text,
-                        "index": place * n + end.answer,
-                        "logprobs": self._logs(job, end),
-                        "finish_reason": end.finish_reason,
-                    }
-                )
-        return {**self._head, "choices": choices, "usage": _total(all_ends)}
+        for place, (job, echo, ends) in enumerate(zip(jobs, self._echoes(jobs), all_ends, strict=True)):
+            choices += [
+                {
+                    "text": echo + end.text,
+                    "index": place * n + end.answer,
+                    "logprobs": self._logs(job, end),
+                    "finish_reason": end.finish_reason,
+                }
+                for end in ends
+            ]
+        return AsciiJSONResponse({**self._head, "choices": choices, "usage": _total(all_ends)})
 
     async def chunks(self, all_answers: Sequence[Answers]) -> AsyncIterator[bytes]:
         """Text of all answers as it comes, one reason to end each, the usage if wanted.
@@ -149,6 +158,7 @@ class _Shape:
         wants_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
         extra = {"usage": None} if wants_usage else {}
         all_ends: list[list[End]] = [[] for _ in all_answers]
+        echoes = await self._asker.on_text_thread(self._echoes, [answers.job for answers in all_answers])
         is_echoed: set[int] = set()
         num_characters: dict[int, int] = {}
         is_held_back = bool(body.echo) and body.logprobs is not None
@@ -156,7 +166,7 @@ class _Shape:
             index = place * n + told.answer
             if is_held_back and isinstance(told, Piece):
                 continue
-            echo = "" if index in is_echoed else self._echo(told.job)
+            echo = "" if index in is_echoed else echoes[place]
             is_echoed.add(index)
             if isinstance(told, Piece):
                 at = num_characters.get(index, 0) + len(echo)
@@ -169,7 +179,7 @@ class _Shape:
             require_time([told])
             all_ends[place].append(told)
             if is_held_back:
-                yield self._chunk(index, echo + told.text, self._logs(told.job, told), None, extra)
+                yield await self._asker.on_text_thread(self._scored_chunk, index, echo, told, extra)
                 echo = ""
             yield self._chunk(index, echo, None, told.finish_reason, extra)
         if wants_usage:
@@ -180,8 +190,13 @@ class _Shape:
         choice = {"text": text, "index": index, "logprobs": logs, "finish_reason": reason}
         return event({**self._head, "choices": [choice], **extra})
 
-    def _echo(self, job: Job) -> str:
-        return self._tokenizer.decode(job.token_ids[self._num_hidden :]) if self._body.echo else ""
+    def _scored_chunk(self, index: int, echo: str, end: End, extra: dict[str, None]) -> bytes:
+        return self._chunk(index, echo + end.text, self._logs(end.job, end), None, extra)
+
+    def _echoes(self, jobs: Sequence[Job]) -> list[str]:
+        """What stands in front of the answers of each job."""
+        prompts = [job.token_ids[self._num_hidden :] if self._body.echo else [] for job in jobs]
+        return [self._tokenizer.decode(prompt) for prompt in prompts]
 
     def _logs(self, job: Job, end: End) -> dict[str, Any] | None:
         if self._body.logprobs is None:

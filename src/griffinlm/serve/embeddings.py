@@ -42,7 +42,7 @@ async def embeddings(body: EmbeddingRequest, asker: AskerDependency) -> Response
         raise ApiError(
             400, f"dimensions is {body.dimensions}; this model has {width}", param="dimensions", code="invalid_value"
         )
-    texts = await served.on_text_thread(read_prompts, served.tokenizer, body.input, True)
+    texts = await asker.on_text_thread(read_prompts, served.tokenizer, body.input, True)
     jobs = [
         Job(
             asker.tenant,
@@ -56,8 +56,9 @@ async def embeddings(body: EmbeddingRequest, asker: AskerDependency) -> Response
         for token_ids in texts
     ]
     data = []
-    for first in range(0, len(jobs), MOST_AT_ONCE):
-        for ends in await asker.ends(jobs[first : first + MOST_AT_ONCE]):
+    num_at_once = min(MOST_AT_ONCE, served.most_answers)
+    for first in range(0, len(jobs), num_at_once):
+        for ends in await asker.ends(jobs[first : first + num_at_once]):
             vector = _normal(ends[0].extracted)
             told = base64.b64encode(vector.tobytes()).decode() if body.encoding_format == "base64" else vector.tolist()
             data.append({"object": "embedding", "index": len(data), "embedding": told})

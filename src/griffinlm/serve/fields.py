@@ -16,16 +16,23 @@ MOST_BIASES = 1024
 MOST_MESSAGES = 10_000
 MOST_FIELDS = 64
 """Of one table."""
+MOST_METADATA = 16
+MOST_METADATA_KEY_CHARACTERS = 64
+MOST_LABEL_CHARACTERS = 512
+"""Of what a client notes on a request for itself, which is stored and told again. OpenAI's bounds of metadata."""
+MOST_GRAMMARS = 8
+"""Answers of one request that follow a schema: each compiles a grammar of its own, which holds up all others."""
 MOST_CHARACTERS = 1 << 20
 """Of all texts of a request, whose cutting into tokens takes seconds; so many tokens where they are given."""
 
 
 def at_most(most: int) -> Callable[[Any], Any]:
-    """Refuses tables of more entries before one is looked at: each wrong one would be a fault of its own."""
+    """Refuses longer texts, and tables of more entries before one is looked at: each wrong one would be a fault."""
 
     def checked(given: Any) -> Any:
-        if isinstance(given, dict) and len(given) > most:
-            raise ValueError(f"{len(given)} entries are too many; at most {most} are read")
+        if isinstance(given, dict | str) and len(given) > most:
+            what = "entries" if isinstance(given, dict) else "characters"
+            raise ValueError(f"{len(given)} {what} are too many; at most {most} are read")
         return given
 
     return checked
@@ -91,11 +98,15 @@ class StreamOptions(Strict):
     """Taken without effect."""
 
 
+Label = Annotated[str, BeforeValidator(at_most(MOST_LABEL_CHARACTERS))]
+MetadataKey = Annotated[str, BeforeValidator(at_most(MOST_METADATA_KEY_CHARACTERS))]
+
+
 class InertFields(Strict):
     """Taken without effect: for OpenAI's own service."""
 
-    user: str | None = None
-    metadata: Annotated[dict[str, str], BeforeValidator(at_most(MOST_FIELDS))] | None = None
+    user: Label | None = None
+    metadata: Annotated[dict[MetadataKey, Label], BeforeValidator(at_most(MOST_METADATA))] | None = None
     store: bool | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
@@ -194,6 +205,13 @@ def schema_of(chosen: TextFormat | ObjectFormat | SchemaFormat | None) -> dict[s
             return {"type": "object"}
         case _:
             return None
+
+
+def check_grammars(num_answers: int, chosen: TextFormat | ObjectFormat | SchemaFormat | None) -> None:
+    """Refuses more answers with a schema than one request may have."""
+    if num_answers > MOST_GRAMMARS and schema_of(chosen) is not None:
+        message = f"{num_answers} answers that follow a schema are asked for at once; at most {MOST_GRAMMARS} may be"
+        raise ApiError(400, message, param="response_format", code="invalid_value")
 
 
 def checked_options(*given: Options) -> GenerationOptions:

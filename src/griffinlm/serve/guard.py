@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,6 +28,8 @@ BODY_SECONDS = 120.0
 """For a whole body, however large."""
 WRITE_SECONDS = 30.0
 """For how long a client may take nothing of what is sent to it."""
+PART_BYTES = 64 << 10
+"""A longer body is sent in parts, each once the client has taken most of those before it."""
 
 
 class Guard:
@@ -175,11 +177,12 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message["headers"] = [*message.get("headers", []), (b"x-request-id", self.id.encode())]
-        try:
-            async with asyncio.timeout(WRITE_SECONDS):
-                await self._send(message)
-        except TimeoutError:
-            raise ClientGoneError from None
+        for part in _parts(message):
+            try:
+                async with asyncio.timeout(WRITE_SECONDS):
+                    await self._send(part)
+            except TimeoutError:
+                raise ClientGoneError from None
 
     async def refuse(self, error: ApiError) -> None:
         """Sends an error and closes: what is left of the request's body is not read."""
@@ -202,6 +205,17 @@ class _Exchange:
             seconds=round(time.monotonic() - self._start, 4),
             tenant=None if self.tenant is None else self.tenant[:8],
         )
+
+
+def _parts(message: Message) -> Iterator[Message]:
+    """A message as several where its body is long."""
+    body, is_more = memoryview(message.get("body", b"")), message.get("more_body", False)
+    if len(body) <= PART_BYTES:
+        yield message
+        return
+    for start in range(0, len(body), PART_BYTES):
+        end = start + PART_BYTES
+        yield {**message, "body": bytes(body[start:end]), "more_body": is_more or end < len(body)}
 
 
 def _too_large(largest_bytes: int) -> ApiError:

@@ -4,9 +4,9 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,21 +40,27 @@ CREATE TRIGGER IF NOT EXISTS record_removed AFTER DELETE ON records
 
 
 @dataclass(frozen=True)
-class Record:
-    """A conversation up to some message: those behind its parent's, and where the model stands at the end of them."""
+class Heading:
+    """What lists show of a record."""
 
     id: str
     kind: Literal["response", "state"]
     model: str
-    adapter: str | None
     parent: str | None
     """The record that these messages follow; None at a beginning."""
-    instructions: str | None
-    """The system message in front of the whole conversation."""
-    messages: list[Message]
     num_tokens: int
     """Of the whole conversation as the template writes it."""
     created: int
+
+
+@dataclass(frozen=True)
+class Record(Heading):
+    """A conversation up to some message: those behind its parent's, and where the model stands at the end of them."""
+
+    adapter: str | None
+    instructions: str | None
+    """The system message in front of the whole conversation."""
+    messages: list[Message]
     state_id: str | None = None
     """A kept state on the way to the end; None where all must be read again."""
     unread: list[int] = field(default_factory=list)
@@ -65,6 +71,11 @@ class Record:
     """All states that were kept on its way."""
     body: dict[str, Any] = field(default_factory=dict)
     """The response as it was told."""
+
+    @property
+    def state_ids(self) -> list[str]:
+        """All that it stands on."""
+        return [*dict.fromkeys([*self.kept_ids, *([] if self.state_id is None else [self.state_id])])]
 
 
 @contextmanager
@@ -125,7 +136,7 @@ class Records:
             )
             self._database.executemany(
                 "INSERT OR IGNORE INTO standings SELECT ?, number FROM records WHERE scope = ? AND id = ?",
-                [(state_id, scope, record.id) for record in records for state_id in _states_of(record)],
+                [(state_id, scope, record.id) for record in records for state_id in record.state_ids],
             )
             self._database.execute(
                 "DELETE FROM records WHERE number IN (SELECT number FROM records WHERE scope = ?"
@@ -180,13 +191,14 @@ class Records:
         return found[0]
 
     @_faults_told()
-    def newest(self, tenant: str, most: int) -> list[Record]:
+    def newest(self, tenant: str, most: int) -> list[Heading]:
         """The records put last, the last one first."""
+        shown = ", ".join(f"json_extract(content, '$.{field.name}')" for field in fields(Heading))
         rows = self._database.execute(
-            "SELECT content FROM records WHERE scope = ? AND NOT is_gone ORDER BY number DESC LIMIT ?",
+            f"SELECT {shown} FROM records WHERE scope = ? AND NOT is_gone ORDER BY number DESC LIMIT ?",
             (self._scope(tenant), most),
         )
-        return [Record(**json.loads(content)) for (content,) in rows]
+        return [Heading(*row) for row in rows]
 
     @_faults_told()
     def path(self, tenant: str, record: Record) -> list[Record]:
@@ -200,23 +212,27 @@ class Records:
         return path[::-1]
 
     @_faults_told()
-    def move(self, tenant: str, record_id: str, state_id: str) -> None:
-        """Tells a record of a state at its very end."""
-        found = self._find(tenant, record_id)
-        if found is not None and not found[1]:
-            record = found[0]
-            self.put(tenant, [replace(record, state_id=state_id, unread=[], kept_ids=[*record.kept_ids, state_id])])
+    def move(self, tenant: str, record_id: str, state_id: str, kept_ids: Sequence[str]) -> None:
+        """Tells a record of a state at its very end; ApiError where it was deleted meanwhile.
+
+        Args:
+            kept_ids: the states that were kept on the way there, that one among them.
+        """
+        record = self.get(tenant, record_id)
+        self.put(tenant, [replace(record, state_id=state_id, unread=[], kept_ids=[*record.kept_ids, *kept_ids])])
 
     @_faults_told()
-    def delete(self, tenant: str, record_id: str) -> list[str]:
-        """Removes a record and gives the states that no other record stands on.
-
-        What conversations that go on from it have of it stays until the last of them goes.
-        """
+    def delete(self, tenant: str, record_id: str) -> None:
+        """Removes a record; what conversations that go on from it have of it stays until the last of them goes."""
         record, scope = self.get(tenant, record_id), self._scope(tenant)
         self._database.execute("UPDATE records SET is_gone = 1 WHERE scope = ? AND id = ?", (scope, record.id))
         self._sweep(scope, record)
-        return [state_id for state_id in dict.fromkeys(record.kept_ids) if not self._is_used(scope, state_id)]
+
+    @_faults_told()
+    def unused(self, tenant: str, state_ids: Iterable[str], besides: str | None = None) -> list[str]:
+        """Of these states those that no record stands on, besides the one that is named."""
+        scope = self._scope(tenant)
+        return [state_id for state_id in dict.fromkeys(state_ids) if not self._is_used(scope, state_id, besides)]
 
     def _sweep(self, scope: bytes, record: Record) -> None:
         """Takes away a record that is gone and that nothing follows, and so up its path."""
@@ -231,11 +247,12 @@ class Records:
                 return
             record = found[0]
 
-    def _is_used(self, scope: bytes, state_id: str) -> bool:
+    def _is_used(self, scope: bytes, state_id: str, besides: str | None) -> bool:
+        # A cross join is done in the order in which it is written: from the state, not from all records of the scope.
         found = self._database.execute(
-            "SELECT 1 FROM standings JOIN records USING (number)"
-            " WHERE state_id = ? AND scope = ? AND NOT is_gone LIMIT 1",
-            (state_id, scope),
+            "SELECT 1 FROM standings CROSS JOIN records USING (number)"
+            " WHERE state_id = ? AND scope = ? AND NOT is_gone AND id IS NOT ? LIMIT 1",
+            (state_id, scope, besides),
         )
         return found.fetchone() is not None
 
@@ -252,10 +269,6 @@ class Records:
 
     def _scope(self, tenant: str) -> bytes:
         return hashlib.sha256(json.dumps([tenant, self._model]).encode()).digest()
-
-
-def _states_of(record: Record) -> set[str]:
-    return {*record.kept_ids, record.state_id} - {None}
 
 
 def not_found(record_id: str) -> ApiError:

@@ -1,6 +1,7 @@
 """One answer in a stored conversation: from the kept state where the last one stands, or from all that was said."""
 
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -8,6 +9,7 @@ from griffinlm.generation.answering import GenerationOptions
 from griffinlm.generation.job import End, Job, Piece
 from griffinlm.generation.queue import QueueFullError
 from griffinlm.generation.store import DamagedStateError, StateNotFoundError
+from griffinlm.serve.errors import ApiError
 from griffinlm.serve.records import Message, Record
 from griffinlm.serve.served import Asker, require_time
 from griffinlm.serve.worker import Answers
@@ -29,6 +31,8 @@ class Reply:
     messages: list[Message]
     options: GenerationOptions | None
     """None reads the messages only."""
+    is_stored: bool = True
+    """Whether anything is kept of it."""
     answers: Answers = field(init=False)
     _prompt: list[int] = field(init=False)
     """Tokens of these messages, behind a state; of all, without one."""
@@ -118,14 +122,22 @@ class Reply:
         try:
             answers = await served.submit(job, is_asked_for=False)
         except QueueFullError:
-            # Others wait; whoever goes on from here reads those tokens then.
+            # Others need the slots; whoever goes on from here reads those tokens then.
             return
         try:
             async for told in answers:
-                if isinstance(told, End) and told.error is None and told.prompt_state_id is not None:
-                    await served.on_record_thread(served.records.move, tenant, record.id, told.prompt_state_id)
+                if isinstance(told, End):
+                    await served.on_record_thread(self._note_read, record, told)
         finally:
             answers.leave()
+
+    def _note_read(self, record: Record, end: End) -> None:
+        """Tells a record of the state at its end; the states of one that was deleted meanwhile go."""
+        records, tenant, kept_ids = self.asker.served.records, self.asker.tenant, list(end.state_ids.values())
+        with suppress(ApiError):
+            if end.prompt_state_id is not None:
+                records.move(tenant, record.id, end.prompt_state_id, kept_ids)
+        self.asker.delete_states(record.adapter, records.unused(tenant, kept_ids))
 
     def _place(self, end: End, written: list[int]) -> tuple[str | None, list[int]]:
         """The kept state to go on from, and the template's tokens from there to the end."""
@@ -179,12 +191,13 @@ class Reply:
                 state_id=state_id,
                 adapter=self.adapter,
                 boundaries=boundaries,
+                keep=self.is_stored,
                 timeout_seconds=served.settings.request_timeout_seconds,
             )
         )
 
     async def _text(self, function: Any, *arguments: Any) -> list[int]:
-        return await self.asker.served.on_text_thread(function, *arguments)
+        return await self.asker.on_text_thread(function, *arguments)
 
 
 def without_state(record: Record) -> Record:

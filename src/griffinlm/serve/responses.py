@@ -16,6 +16,7 @@ from griffinlm.serve.fields import (
     MOST_ALTERNATIVES,
     MOST_MESSAGES,
     InertFields,
+    Label,
     NumTokens,
     ObjectFormat,
     SamplingFields,
@@ -67,8 +68,8 @@ class FlatSchemaFormat(Strict):
     """A schema, as responses name it."""
 
     type: Literal["json_schema"]
-    name: str | None = None
-    description: str | None = None
+    name: Label | None = None
+    description: Label | None = None
     schema_: Annotated[dict[str, Any], Field(alias="schema")]
     strict: bool | None = None
 
@@ -139,7 +140,7 @@ async def responses(body: ResponseRequest, asker: AskerDependency) -> Response:
     before = None
     if body.previous_response_id is not None:
         before = await served.on_record_thread(served.records.get, asker.tenant, body.previous_response_id)
-    reply = Reply(asker, adapter, before, body.instructions, body.messages(), options)
+    reply = Reply(asker, adapter, before, body.instructions, body.messages(), options, body.store is not False)
     answer = _Answer(asker, body, reply)
     if body.stream:
         await reply.start()
@@ -180,7 +181,6 @@ class _Answer:
 
     def __init__(self, asker: Asker, body: ResponseRequest, reply: Reply) -> None:
         self._asker, self._body, self._reply = asker, body, reply
-        self._is_stored = body.store is not False
         self._id, self._message_id = f"resp_{token_hex(24)}", f"msg_{token_hex(24)}"
         self._created = int(time.time())
         self._num_events = 0
@@ -209,20 +209,24 @@ class _Answer:
                 end = told
         assert end is not None, "an answer has an end"
         whole = await self._finished(end)
-        logs = self._logs(end.log_probabilities)
-        yield self._event("response.output_text.done", **place, text=end.text, logprobs=logs)
-        yield self._event("response.content_part.done", **place, part=self._part(end.text, end.log_probabilities))
-        yield self._event("response.output_item.done", output_index=0, item=whole["output"][0])
+        (item,) = whole["output"]
+        (part,) = item["content"]
+        yield self._event("response.output_text.done", **place, text=part["text"], logprobs=part["logprobs"])
+        yield self._event("response.content_part.done", **place, part=part)
+        yield self._event("response.output_item.done", output_index=0, item=item)
         yield self._event(f"response.{whole['status']}", response=whole)
 
     async def _finished(self, end: End) -> dict[str, Any]:
         """The whole response, stored."""
-        status = "completed" if end.finish_reason == "stop" else "incomplete"
-        whole = self._table(status, [self._item(status, end)], end)
-        if self._is_stored:
+        whole = await self._asker.on_text_thread(self._whole, end)
+        if self._reply.is_stored:
             known = {"id": self._id, "kind": "response", "model": self._body.model, "created": self._created}
             await self._reply.keep(await self._reply.record(end, **known, body=whole))
         return whole
+
+    def _whole(self, end: End) -> dict[str, Any]:
+        status = "completed" if end.finish_reason == "stop" else "incomplete"
+        return self._table(status, [self._item(status, end)], end)
 
     def _event(self, name: str, **fields: Any) -> bytes:
         number, self._num_events = self._num_events, self._num_events + 1
@@ -263,7 +267,7 @@ class _Answer:
             "parallel_tool_calls": False,
             "previous_response_id": body.previous_response_id,
             "reasoning": {"effort": None, "summary": None},
-            "store": self._is_stored,
+            "store": self._reply.is_stored,
             "temperature": 1.0 if body.temperature is None else body.temperature,
             "text": {"format": {"type": "text"} if chosen is None else chosen.model_dump(by_alias=True)},
             "tool_choice": "none",

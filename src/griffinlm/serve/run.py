@@ -8,13 +8,14 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from griffinlm.edge.memory import available_bytes
 from griffinlm.generation.budget import plan_memory
 from griffinlm.generation.service import GenerationService
 from griffinlm.generation.store import StateStore
 from griffinlm.language_model import LanguageModel
 from griffinlm.serve.app import create_app
 from griffinlm.serve.errors import ServeError
-from griffinlm.serve.guard import Guard
+from griffinlm.serve.guard import WRITE_SECONDS, Guard
 from griffinlm.serve.keys import ApiKeys, state_key
 from griffinlm.serve.logs import log_event, start_logs
 from griffinlm.serve.records import Records
@@ -22,7 +23,7 @@ from griffinlm.serve.served import Served
 from griffinlm.serve.settings import Settings
 from griffinlm.serve.turns import Turns
 from griffinlm.serve.worker import Worker
-from griffinlm.state import state_layout
+from griffinlm.state import state_bytes
 
 LAST_SECONDS = 10
 """For answers to be told that they end here."""
@@ -43,6 +44,10 @@ def serve(model: LanguageModel, name: str, settings: Settings) -> None:
     start_logs()
     server = _Server(guard, served)
     log_event("listening", host=settings.host, port=listener.getsockname()[1], model=name)
+    available = available_bytes()
+    if available is not None and settings.memory_budget_bytes > available:
+        # What is not there is refused when it is asked for.
+        log_event("budget above memory", budget_bytes=settings.memory_budget_bytes, available_bytes=available)
     server.run(sockets=[listener])
     log_event("ended")
 
@@ -53,9 +58,8 @@ def build(model: LanguageModel, name: str, settings: Settings) -> Served:
     Raises:
         GriffinError: the budget is too small, or the state directory cannot be used.
     """
-    layout = state_layout(model.config, 1, settings.capacity, model.window_dtype, model.precision)
-    state_bytes, num_spare_rows = sum(spec.nbytes for spec in layout.values()), model.engine.num_spare_rows
-    plan = plan_memory(settings.memory_budget_bytes, state_bytes, num_spare_rows=num_spare_rows)
+    num_bytes = state_bytes(model.config, settings.capacity, model.window_dtype, model.precision)
+    plan = plan_memory(settings.memory_budget_bytes, num_bytes, extra=model.engine.extra(settings.capacity))
     directory = settings.state_directory
     key = state_key(settings.state_key_file, directory)
     store = StateStore(
@@ -156,13 +160,37 @@ class _Server(uvicorn.Server):
         return self._guard.num_open == 0 or is_late
 
 
+class _Transport:
+    """A transport that, once closed, is gone in a while, even if the client does not take what was written before."""
+
+    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def close(self) -> None:
+        self._transport.close()
+        if self._timer is None:
+            self._timer = self._loop.call_later(WRITE_SECONDS, self._transport.abort)
+
+    def forget(self) -> None:
+        """The connection is lost."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+
 class _Protocol(H11Protocol):
     """Also closes connections on which no whole request head comes within the time for idle ones."""
 
     _head_timer: asyncio.TimerHandle | None = None
+    _closing: Any
+    """The transport as the protocol knows it."""
 
     def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
+        self._closing = _Transport(transport, self.loop)
+        super().connection_made(self._closing)
         self._watch_head()
 
     def data_received(self, data: bytes) -> None:
@@ -171,6 +199,7 @@ class _Protocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._closing.forget()
         if self._head_timer is not None:
             self._head_timer.cancel()
 

@@ -2,11 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
+from weakref import WeakValueDictionary
 
 from fastapi import Depends, Request
 
@@ -43,6 +44,8 @@ class Served:
     """What states that leave are signed with."""
     created: int = field(default_factory=lambda: int(time.time()))
     _texts: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(TEXT_THREADS, "griffinlm-text"))
+    _text_turns: WeakValueDictionary[str, asyncio.Semaphore] = field(default_factory=WeakValueDictionary)
+    """Of the tenants that have texts to be worked on."""
     _records: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "griffinlm-records"))
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -52,8 +55,9 @@ class Served:
 
     @property
     def most_answers(self) -> int:
-        """To one request: those that are written and those that may wait, where nobody else is."""
-        return min(MOST_ANSWERS, self.worker.service.num_slots + self.settings.most_waiting)
+        """To one request: those that are written and that may wait where nobody else is, at most a key's share."""
+        num_places = self.worker.service.num_slots + self.settings.most_waiting
+        return min(MOST_ANSWERS, num_places, self.settings.most_per_key or MOST_ANSWERS)
 
     @property
     def model_names(self) -> dict[str, str | None]:
@@ -72,9 +76,18 @@ class Served:
             )
         return names[model_name]
 
-    async def on_text_thread(self, function: Callable[..., R], *arguments: Any) -> R:
-        """What a function of texts gives, off the event loop: a long one takes a while."""
-        return await asyncio.get_running_loop().run_in_executor(self._texts, function, *arguments)
+    async def on_text_thread(self, tenant: str, function: Callable[..., R], *arguments: Any) -> R:
+        """What a function of texts gives, off the event loop: a long one takes a while.
+
+        One at a time for each tenant, so that nobody takes all threads.
+        """
+        loop = asyncio.get_running_loop()
+        turn = self._text_turns.setdefault(tenant, asyncio.Semaphore(1))
+        await turn.acquire()
+        work = self._texts.submit(function, *arguments)
+        # What has begun on a thread goes on there when nobody waits for it any more, and the turn is over behind it.
+        work.add_done_callback(lambda _: loop.call_soon_threadsafe(turn.release))
+        return await asyncio.wrap_future(work)
 
     async def on_record_thread(self, function: Callable[..., R], *arguments: Any) -> R:
         """What a function of records or of the store gives, off the event loop: it may wait for a disk."""
@@ -124,15 +137,25 @@ class Asker:
         """
         return await while_connected(self.request, self._ends(jobs))
 
+    async def on_text_thread(self, function: Callable[..., R], *arguments: Any) -> R:
+        """What a function of texts gives, off the event loop; it does not begin where the client has gone away."""
+        return await while_connected(self.request, self.served.on_text_thread(self.tenant, function, *arguments))
+
     async def delete(self, record_id: str, kind: str | None = None) -> None:
         """Removes a record, and the states that nothing else stands on; ApiError where there is none."""
         await self.served.on_record_thread(self._delete, record_id, kind)
 
     def _delete(self, record_id: str, kind: str | None) -> None:
-        served = self.served
-        record = served.records.get(self.tenant, record_id, kind)
-        view = served.store.view(served.model.with_adapter(record.adapter))
-        for state_id in served.records.delete(self.tenant, record_id):
+        records = self.served.records
+        record = records.get(self.tenant, record_id, kind)
+        # States first: after a crash between the two the record is still there to be deleted.
+        self.delete_states(record.adapter, records.unused(self.tenant, record.state_ids, besides=record_id))
+        records.delete(self.tenant, record_id)
+
+    def delete_states(self, adapter: str | None, state_ids: Iterable[str]) -> None:
+        """Removes states as far as they are still kept; for the record thread."""
+        view = self.served.store.view(self.served.model.with_adapter(adapter))
+        for state_id in state_ids:
             with suppress(StateNotFoundError):
                 view.delete(self.tenant, state_id)
 

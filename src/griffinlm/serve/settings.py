@@ -50,6 +50,8 @@ class Settings:
         for name in ("most_waiting", "request_timeout_seconds", "idle_seconds", "drain_seconds"):
             if not 0 <= getattr(self, name) < 1e9:
                 raise ServeError(f"{name} is {getattr(self, name)}; it must be 0 or above")
+        if self.request_timeout_seconds == 0:
+            raise ServeError("request_timeout_seconds is 0; it must be above 0, or no answer could begin")
         for name in ("default_max_tokens", "most_per_key"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ServeError(f"{name} is {getattr(self, name)}; it must be 1 or above")

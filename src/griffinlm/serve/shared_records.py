@@ -12,7 +12,7 @@ from griffinlm.generation.store import SignatureError, StateStore, StoreError
 from griffinlm.language_model import LanguageModel
 from griffinlm.serve.bundle import pack, unpack
 from griffinlm.serve.errors import ApiError, ServeError
-from griffinlm.serve.records import Record, Records, not_found
+from griffinlm.serve.records import MOST_RECORDS, Heading, Record, Records, not_found
 
 RECORD_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 """What can be the name of an object; clients may ask for anything."""
@@ -63,24 +63,24 @@ class SharedRecords(Records):
         self._bring(tenant, record_id)
         return super().get(tenant, record_id, kind)
 
-    def newest(self, tenant: str, most: int) -> list[Record]:
+    def newest(self, tenant: str, most: int) -> list[Heading]:
         """The records made last, the last one first; those that this machine has not met are brought here."""
         folder = self._place(tenant)
         with self._faults_told():
             names = self._objects.ls(folder, detail=False) if self._objects.isdir(folder) else []
-        found = []
+        there = set()
         for record_id in (name.rpartition("/")[2] for name in names):
             # What another machine deletes meanwhile is passed over.
             with suppress(ApiError):
                 self._bring(tenant, record_id)
-                found.append(super().get(tenant, record_id))
-        return sorted(found, key=lambda record: record.created, reverse=True)[:most]
+                there.add(record_id)
+        found = [heading for heading in super().newest(tenant, MOST_RECORDS) if heading.id in there]
+        return sorted(found, key=lambda heading: heading.created, reverse=True)[:most]
 
-    def delete(self, tenant: str, record_id: str) -> list[str]:
-        state_ids = super().delete(tenant, record_id)
+    def delete(self, tenant: str, record_id: str) -> None:
+        super().delete(tenant, record_id)
         with self._faults_told():
             self._objects.rm_file(self._place(tenant, record_id))
-        return state_ids
 
     def _send(self, tenant: str, record: Record) -> None:
         path = self.path(tenant, record)

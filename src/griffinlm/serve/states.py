@@ -11,7 +11,7 @@ from pydantic import Field
 from griffinlm.serve.bundle import pack, unpack
 from griffinlm.serve.errors import ApiError, AsciiJSONResponse
 from griffinlm.serve.fields import Messages, Strict
-from griffinlm.serve.records import Record
+from griffinlm.serve.records import Heading, Record
 from griffinlm.serve.reply import Reply, forked
 from griffinlm.serve.served import Asker, AskerDependency, Served
 from griffinlm.serve.stream import while_connected
@@ -164,7 +164,7 @@ def _new_id() -> str:
     return f"state_{token_hex(24)}"
 
 
-def _table(served: Served, record: Record) -> dict[str, Any]:
+def _table(served: Served, record: Heading) -> dict[str, Any]:
     return {
         "id": record.id,
         "object": "state",

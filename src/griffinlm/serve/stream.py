@@ -96,6 +96,8 @@ async def _with_faults(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     try:
         async for chunk in chunks:
             yield chunk
+    except ClientGoneError:
+        return
     except Exception as error:
         told = as_api_error(error)
         if told.status == 500:

@@ -41,9 +41,9 @@ async def tokenize(body: TokenizeRequest, asker: AskerDependency) -> Response:
     _check_model(served, body.model)
     if body.messages is not None:
         messages = [message.plain() for message in body.messages]
-        ids = await served.on_text_thread(tokenizer.encode_chat, messages, body.add_generation_prompt is not False)
+        ids = await asker.on_text_thread(tokenizer.encode_chat, messages, body.add_generation_prompt is not False)
     else:
-        ids = await served.on_text_thread(tokenizer.encode, body.prompt)
+        ids = await asker.on_text_thread(tokenizer.encode, body.prompt)
         if body.add_special_tokens is not False and tokenizer.bos_id is not None:
             ids = [tokenizer.bos_id, *ids]
     return AsciiJSONResponse({"tokens": ids, "count": len(ids)})
@@ -54,7 +54,7 @@ async def detokenize(body: DetokenizeRequest, asker: AskerDependency) -> Respons
     """The text of tokens, without control tokens."""
     served = asker.served
     _check_model(served, body.model)
-    return AsciiJSONResponse({"prompt": await served.on_text_thread(served.tokenizer.decode, body.tokens)})
+    return AsciiJSONResponse({"prompt": await asker.on_text_thread(served.tokenizer.decode, body.tokens)})
 
 
 def _check_model(served: Served, name: str | None) -> None:

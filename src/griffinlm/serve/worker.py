@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
@@ -16,9 +17,11 @@ from griffinlm.serve.logs import log_fault
 
 STORE_WAIT_SECONDS = 0.002
 """How long the thread waits for the store alone before it looks for new calls."""
+CALLS_SECONDS = 0.02
+"""For how long calls that wait are taken before those that write get their next token; one is always taken."""
 STOPPED = "the server has stopped computing"
 MOST_EVENTS_WAITING = 4096
-"""Told to a client that does not read them; then it is too slow."""
+"""Of each answer, told to a client that does not read them; then it is too slow."""
 
 R = TypeVar("R")
 
@@ -32,6 +35,7 @@ class Answers:
         self._events: deque[Event] = deque()
         self._news = asyncio.Event()
         self._num_to_end = job.num_answers
+        self._most_waiting = MOST_EVENTS_WAITING * job.num_answers
         self._fault: ApiError | None = None
 
     @property
@@ -44,8 +48,8 @@ class Answers:
             return
         self._num_to_end -= isinstance(event, End)
         self._events.append(event)
-        if len(self._events) > MOST_EVENTS_WAITING:
-            self.fail(ApiError(408, f"the client reads too slowly: {MOST_EVENTS_WAITING} events wait for it"))
+        if len(self._events) > self._most_waiting:
+            self.fail(ApiError(408, f"the client reads too slowly: {self._most_waiting} events wait for it"))
             self._leave(self)
         self._news.set()
 
@@ -125,18 +129,20 @@ class Worker:
         """Takes a job on.
 
         Args:
-            is_asked_for: by a client; else it takes nothing of the tenant's share.
+            is_asked_for: by a client; else it takes nothing of the tenant's share, and no place in the queue.
 
         Raises:
             GriffinError: the service refuses it.
-            ApiError: it has more answers than the tenant may ever have open.
-            QueueFullError: too many answers wait, or the tenant has too many open.
+            QueueFullError: too many answers wait, the tenant has too many open, or nobody asked for it and no slot is
+                free for it.
         """
         answers = Answers(job, self._forget, is_asked_for)
 
         def submit() -> None:
             if is_asked_for:
                 self._require_share(job)
+            else:
+                self._require_free_slot()
             self.service.submit(job)
             self._answers[job], self._num_to_end[job] = answers, job.num_answers
 
@@ -170,15 +176,18 @@ class Worker:
 
     def _require_share(self, job: Job) -> None:
         most = self._most_per_tenant
-        if most is not None and job.num_answers > most:
-            message = f"{job.num_answers} answers are asked for at once; at most {most} may be open for this key"
-            raise ApiError(400, message, param="n", code="invalid_value")
         others = (other for other in self._answers.values() if other.is_asked_for and other.job.tenant == job.tenant)
         num_open = sum(other.job.num_answers for other in others)
         if most is not None and num_open + job.num_answers > most:
             message = (
                 f"{num_open} answers are open for this key, {job.num_answers} more asked for; at most {most} may be"
             )
+            raise QueueFullError(message, self.service.expected_seconds())
+
+    def _require_free_slot(self) -> None:
+        num_free, num_waiting = self.service.num_free_slots, self.service.num_waiting
+        if num_free <= num_waiting:
+            message = f"{num_free} slots are free and {num_waiting} answers wait for one"
             raise QueueFullError(message, self.service.expected_seconds())
 
     def _run(self) -> None:
@@ -198,10 +207,12 @@ class Worker:
         self.service.close()
 
     def _take_calls(self) -> None:
-        """Those that wait; the first is waited for where the service has nothing to do."""
+        """Those that wait, for a while; the first is waited for where the service has nothing to do."""
         try:
-            self._calls.get(block=not self.service.busy)()
-            while not self._stopping:
+            call = self._calls.get(block=not self.service.busy)
+            end = time.monotonic() + CALLS_SECONDS
+            call()
+            while not self._stopping and time.monotonic() < end:
                 self._calls.get_nowait()()
         except Empty:
             return

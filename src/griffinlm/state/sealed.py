@@ -134,12 +134,14 @@ def require_writable(path: Path, kind: str) -> None:
     A device or a link would be replaced by the new file, not written through.
 
     Raises:
-        StateError: the place is taken by something else, or its directory is missing.
+        StateError: the place is taken by something else, or its directory is missing or takes no files.
     """
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise StateError(f"{kind} {path} cannot be written: a directory, device or link has that name")
     if not path.parent.is_dir():
         raise StateError(f"{kind} {path} cannot be written: there is no directory {path.parent}")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise StateError(f"{kind} {path} cannot be written: the directory {path.parent} takes no new files")
 
 
 def _parsed(content: bytes, kind: str, name: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from griffinlm.config import ConfigError, ModelConfig
+from griffinlm.errors import shown
+from griffinlm.loading import bundled_models, find_model
 from griffinlm.train.errors import TrainError
 from griffinlm.train.exits_config import ExitsConfig
-from griffinlm.train.table import Range, read_table, read_toml, read_value, shown
+from griffinlm.train.table import Range, read_table, read_toml, read_value
 
 Count = Annotated[int, Range(1, 2**40)]
 Share = Annotated[float, Range(0.0, 1.0)]
@@ -226,15 +228,21 @@ def _with_paths_from(config: PretrainConfig, folder: Path) -> PretrainConfig:
     }
     model = config.model
     if "directory" in model:
-        model = {**model, "directory": str(folder / read_value(Path, model["directory"], "model.directory"))}
+        model = {**model, "directory": str(_model_of(folder, read_value(Path, model["directory"], "model.directory")))}
     return replace(
         config,
         output=folder / config.output,
-        tokenizer=folder / config.tokenizer,
+        tokenizer=_model_of(folder, config.tokenizer),
         sources=sources,
         model=model,
-        teacher=None if config.teacher is None else folder / config.teacher,
+        teacher=None if config.teacher is None else _model_of(folder, config.teacher),
     )
+
+
+def _model_of(folder: Path, path: Path) -> Path:
+    """A directory, relative to that of the run's file, or else the bundled model of that name."""
+    here = folder / path
+    return find_model(str(path)) if not here.exists() and str(path) in bundled_models() else here
 
 
 def require_schedule(schedule: ScheduleConfig, num_steps: int | None) -> None:

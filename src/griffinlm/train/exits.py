@@ -25,9 +25,10 @@ class ExitObjective(ObjectiveAround):
         aggressive:  L_last + c * sum of KL(p_last || p_i) over the earlier ones, p_last without gradient
         layer_skip:  sum of e_i L_i / sum of e_i, e as in `exit_weights`
 
-    L_i is the loss of the other objective, from the numbers behind exit i. The first two are those of Relaxed Recursive
-    Transformers (arXiv 2410.20672, section 3.5 and table J.1), the third LayerSkip's (arXiv 2404.16710, equations 3 to
-    5). With skips a token's last exit is where it has left, else full depth. In evaluation there are no exits.
+    L_i is the loss of the other objective, from the hidden states behind exit i. The first two are those of Relaxed
+    Recursive Transformers (arXiv 2410.20672, section 3.5 and table J.1), the third LayerSkip's (arXiv 2404.16710,
+    equations 3 to 5). With skips a token's last exit is where it has left, else full depth. In evaluation there are no
+    exits.
     """
 
     def __init__(self, objective: Objective, exits: ExitsConfig, num_steps: int) -> None:
@@ -53,7 +54,7 @@ class ExitObjective(ObjectiveAround):
         return {"loss": loss if num_items_in_batch is None else loss / num_items_in_batch}
 
     def _added_up(self, behind: Sequence[Tensor], depth: Tensor, labels: Tensor, expected: Tensor | None) -> Tensor:
-        """The loss summed over tokens, of their numbers [N, D] behind every exit and how many exits [N] they reach.
+        """The loss summed over tokens, of hidden states [N, D] behind every exit and how many exits [N] they reach.
 
         Tokens that go through equally many exits have equal weights, so they are taken together.
         """
@@ -80,7 +81,7 @@ class ExitObjective(ObjectiveAround):
         return loss
 
     def _behind_exits(self, tokens: Tensor, positions: Tensor) -> tuple[list[Tensor], Tensor]:
-        """The numbers of all tokens behind every exit, [B T, D] each, and how many exits each goes through [B, T]."""
+        """Hidden states of all tokens behind every exit, [B T, D] each, and how many exits each goes through [B, T]."""
         griffin, config = self.griffin, self.griffin.config
         call = _with_layer_dropout(griffin.layers, self._rates(), self.block_call)
         x = griffin.embedding(tokens) * config.embedding_scale

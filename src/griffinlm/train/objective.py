@@ -45,7 +45,7 @@ class Objective(nn.Module):
         return None
 
     def loss_of(self, x: Tensor, labels: Tensor, expected: Tensor | None) -> Tensor:
-        """The loss summed over tokens, of their numbers x [N, D] after the final norm and labels [N].
+        """The loss summed over tokens, of their hidden states x [N, D] after the final norm and labels [N].
 
         Args:
             expected: of these tokens.

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
+from griffinlm.errors import shown
 from griffinlm.train.errors import TrainError
 
 Table = TypeVar("Table")
@@ -148,13 +149,14 @@ def read_value(hint: Any, value: object, name: str) -> Any:
     return _read_plain(hint, value, name)
 
 
-_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path as text"}
+WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path as text"}
+"""What a value of a plain type is called."""
 
 
 def _read_plain(hint: Any, value: object, name: str) -> Any:
     allowed = {float: (int, float), Path: (str,)}.get(hint, (hint,))
     if not isinstance(value, allowed) or (isinstance(value, bool) and hint is not bool):
-        raise TrainError(f"{name} is {shown(value)}; it must be {_WORDS[hint]}")
+        raise TrainError(f"{name} is {shown(value)}; it must be {WORDS[hint]}")
     if hint is float:
         try:
             number = float(typing.cast(float, value))
@@ -170,13 +172,3 @@ def _read_plain(hint: Any, value: object, name: str) -> Any:
             raise TrainError(f"{name} is {shown(value)}; no path has a NUL in it")
         return Path(typing.cast(str, value))
     return value
-
-
-def shown(value: object) -> str:
-    """`value` for a message: short and on one line."""
-    if isinstance(value, Mapping):
-        return "a table"
-    if isinstance(value, int) and value.bit_length() > 200:
-        return f"an integer of {value.bit_length():,} bits"
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

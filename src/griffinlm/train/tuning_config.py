@@ -6,12 +6,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
+from griffinlm.errors import shown
 from griffinlm.quantization import RECIPES, QuantizationError, recipe_of
 from griffinlm.quantization.formats import OFFERED_NAMES
 from griffinlm.train.config import CheckpointConfig, Count, OptimizerConfig, ScheduleConfig, require_schedule
 from griffinlm.train.data.conversations import RowFields
 from griffinlm.train.errors import TrainError
-from griffinlm.train.table import Range, read_table, read_toml, shown
+from griffinlm.train.table import Range, read_table, read_toml
 
 FLOATS = ("float32", "bfloat16")
 """Weights that a state can be written for besides the integer formats; the torch engine runs them."""

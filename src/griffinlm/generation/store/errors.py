@@ -21,9 +21,3 @@ class NoRoomError(StoreError):
 
 class SignatureError(StoreError):
     """Exported states that were changed, cut, made with another key, or belong to another model."""
-
-
-def shown(value: object) -> str:
-    """A name or id for a message: short and on one line."""
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:20]}...{text[-1]}"

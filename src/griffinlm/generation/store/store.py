@@ -13,6 +13,7 @@ from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
+from griffinlm.errors import shown
 from griffinlm.generation.store.content import StoredState, checked_state, checked_tokens, content_id
 from griffinlm.generation.store.delta import decode, encode, materialise, num_bytes_unpacked
 from griffinlm.generation.store.errors import (
@@ -20,7 +21,6 @@ from griffinlm.generation.store.errors import (
     SignatureError,
     StateNotFoundError,
     StoreError,
-    shown,
 )
 from griffinlm.generation.store.index import Node
 from griffinlm.generation.store.prefix import PrefixHashes

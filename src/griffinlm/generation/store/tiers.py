@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from griffinlm.errors import shown
 from griffinlm.generation.store.content import StoredState, content_id
 from griffinlm.generation.store.delta import decode, encode, is_mostly_new, materialise
 from griffinlm.generation.store.disk import DiskRecords, MemoryRecords
-from griffinlm.generation.store.errors import DamagedStateError, StateNotFoundError, StoreError, shown
+from griffinlm.generation.store.errors import DamagedStateError, StateNotFoundError, StoreError
 from griffinlm.generation.store.index import Index, NewState, Node
 from griffinlm.generation.store.memory import MemoryTier
 from griffinlm.generation.store.prefix import PrefixHashes
