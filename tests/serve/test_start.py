@@ -111,7 +111,7 @@ def test_a_budget_above_the_memory_there_is_said():
     with process.client() as client:
         assert client.get("/ready").status_code == 200
     assert process.stop() == 0
-    (said,) = [line for line in process.logs if line["event"] == "budget above memory"]
+    (said,) = [line for line in process.logs if line["message"] == "budget above memory"]
     assert said["budget_bytes"] == 8000 << 40 > said["available_bytes"]
 
 
