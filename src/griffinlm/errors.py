@@ -20,4 +20,4 @@ def shown(value: object) -> str:
     if isinstance(value, int) and value.bit_length() > MOST_BITS:
         return f"an integer of {value.bit_length():,} bits"
     text = repr(value) if isinstance(value, str | int | float | list | tuple | None) else f"a {type(value).__name__}"
-    return text if len(text) <= MOST_CHARACTERS else f"{text[: MOST_CHARACTERS - 3]}..."
+    return text if len(text) <= MOST_CHARACTERS else f"{text[: MOST_CHARACTERS - 4]}...{text[-1]}"
