@@ -57,7 +57,7 @@ def test_what_is_no_document_is_refused_with_file_and_line(tmp_path, name, data,
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(DocumentError, match="there is no text file"):
+    with pytest.raises(DocumentError, match="cannot be read: No such file"):
         list(read_documents(tmp_path / "a.txt"))
     (tmp_path / "directory.txt").mkdir()
     with pytest.raises(DocumentError, match="cannot be read"):

@@ -1,9 +1,11 @@
 """Documents out of text files."""
 
+import errno
 import gzip
 import io
 import json
 import lzma
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -67,7 +69,7 @@ def read_rows(path: Path, parse: Callable[[Any], Row], rules: RowRules = RowRule
 def _read(path: Path, suffixes: tuple[str, ...], read: Callable[[IO[bytes]], Iterator[Row]]) -> Iterator[Row]:
     """All that `read` finds in a file, of which there must be something."""
     if not path.exists():
-        raise DocumentError(f"there is no text file {path}")
+        raise DocumentError(f"text file {path} cannot be read: {os.strerror(errno.ENOENT)}")
     if not path.name.endswith(suffixes):
         raise DocumentError(f"text file {path} has an unknown ending; allowed are {', '.join(suffixes)}")
     num_documents = 0
