@@ -1,4 +1,4 @@
-"""How far a bfloat16 model walks away from its float32 twin. Run in `tests`: python -m parity.drift."""
+"""How far bfloat16 walks away: RG-LRU from float64, a model from float32. Run in `tests`: python -m parity.drift."""
 
 import copy
 import dataclasses
@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from typing import NamedTuple, get_args
 
 import torch
+from tolerances import disagreement
 from torch import Tensor
 
 from griffinlm.checkpoint.initial import initial_tensors
 from griffinlm.config import AttentionConfig, DecayRange, ModelConfig, RecurrentConfig
+from griffinlm.kernels.linear_scan.chunked import rg_lru
 from griffinlm.model.blocks import RecurrentState
 from griffinlm.model.griffin import Griffin, GriffinState
 from griffinlm.presets import GRIFFIN_PATTERN, bfloat16_sqrt
@@ -29,6 +31,21 @@ CONFIG = ModelConfig(
     embedding_scale=bfloat16_sqrt(128),
     logit_soft_cap=30.0,
 )
+
+
+RG_LRU_LENGTHS, RG_LRU_WIDTH = (64, 2048, 8192), 256
+
+
+def rg_lru_drift(num_tokens: int) -> tuple[float, float, float]:
+    """Of bfloat16 against float64 on the unrounded inputs N(0, 1): relative L2 error of y, and the measure of y and h."""
+    generator = torch.Generator().manual_seed(num_tokens)
+    x, input_gate, recurrence_gate = torch.randn(3, 1, num_tokens, RG_LRU_WIDTH, generator=generator).double()
+    decay = torch.linspace(0.9, 0.999, RG_LRU_WIDTH, dtype=torch.float64)
+    exact = [x, input_gate, recurrence_gate, torch.log(1.0 / decay - 1.0)]
+    reset, initial = torch.zeros(1, num_tokens, dtype=torch.bool), torch.zeros(1, RG_LRU_WIDTH)
+    y, final = rg_lru(*(given.bfloat16() for given in exact), reset, initial)
+    expected_y, expected_final = rg_lru(*exact, reset, initial.double())
+    return relative_error(y, expected_y), disagreement(y, expected_y), disagreement(final, expected_final)
 
 
 class Drift(NamedTuple):
@@ -75,6 +92,9 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 
 if __name__ == "__main__":
+    print("| tokens | relative L2 error of y | measure, y | measure, final state |\n| --- | --- | --- | --- |")
+    for num_tokens in RG_LRU_LENGTHS:
+        print(f"| {num_tokens:,} | " + " | ".join(f"{error:.1e}" for error in rg_lru_drift(num_tokens)) + " |")
     print("| initial decays | tokens | h | logits |\n| --- | --- | --- | --- |")
     for decay_range in get_args(DecayRange):
         for drift in drifts(decay_range):
