@@ -37,7 +37,7 @@ RG_LRU_LENGTHS, RG_LRU_WIDTH = (64, 2048, 8192), 256
 
 
 def rg_lru_drift(num_tokens: int) -> tuple[float, float, float]:
-    """Of bfloat16 against float64 on the unrounded inputs N(0, 1): relative L2 error of y, and the measure of y and h."""
+    """Of bfloat16 against float64 on unrounded inputs N(0, 1): relative L2 error of y, and the measure of y and h."""
     generator = torch.Generator().manual_seed(num_tokens)
     x, input_gate, recurrence_gate = torch.randn(3, 1, num_tokens, RG_LRU_WIDTH, generator=generator).double()
     decay = torch.linspace(0.9, 0.999, RG_LRU_WIDTH, dtype=torch.float64)
