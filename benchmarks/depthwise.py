@@ -1,11 +1,12 @@
 """What is depth-wise batching worth, where the model itself decides which tokens leave early?
 
 Greedy answers to many prompts by the three ways of batching, with the same slots, weights and exits, in turn so that a
-drifting machine shows in all. A token leaves where the small head in the model's exits.safetensors is sure enough, or, where it has
-none, the head; the thresholds are found on the first half of the text. In a model trained to skip the deeper loops do
-without the tokens that left; in another they catch up exactly. If a step, one loop of all rows, costs the same whatever
-the rows, the gain over sequence-level batching is that in steps, which is its bound. Prompts are read alike in all and
-timed apart. Quality is the share of tokens that are the best ones of full depth behind what was written before them.
+drifting machine shows in all. A token leaves where the small head in the model's exits.safetensors is sure enough, or,
+where it has none, the head; the thresholds are found on the first half of the text. In a model trained to skip the
+deeper loops do without the tokens that left; in another they catch up exactly. If a step, one loop of all rows, costs
+the same whatever the rows, the gain over sequence-level batching is that in steps, which is its bound. Prompts are read
+alike in all and timed apart. Quality is the share of tokens that are the best ones of full depth behind what was
+written before them.
 
     python benchmarks/depthwise.py MODEL TEXT --weights bfloat16 --rows 8 32 --out benchmarks/results
 """

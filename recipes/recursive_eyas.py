@@ -56,9 +56,9 @@ RECURSION = Recursion(num_loops=2, init="average", rank=32)
 EXITS = ExitsConfig("weighted", skips=True, full_share=0.4)
 """Both exits learn about equally well: what leaves early, or is guessed, is what the first one writes."""
 TEACHER_SHARE = 0.75
-SOURCE_TOKENS = 700_000
+SOURCE_TOKENS = 1_500_000
 """Most of a source."""
-ROW_TOKENS, BATCH_ROWS, NUM_STEPS = 512, 4, 450
+ROW_TOKENS, BATCH_ROWS, NUM_STEPS = 512, 4, 2400
 LEARNING_RATE = 1.5e-3
 WEIGHTS = Recipe(Format(8), (("*.low_rank.down", Format(8, 128)), ("*.low_rank.up", Format(8, 32))))
 """Terms of low rank are read without rounding their inputs, which are few."""
