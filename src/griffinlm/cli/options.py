@@ -52,7 +52,7 @@ Speculate = Annotated[
         "--speculate",
         metavar="N",
         help="Let the first loop of a recursive model guess N tokens, which the whole model checks in one go. "
-        "Answers stay the same, but for logits as near as rounding.",
+        "Answers stay the same, except that int8 weights may swap two nearly equal best tokens.",
         min=1,
     ),
 ]
