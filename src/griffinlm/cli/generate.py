@@ -206,7 +206,7 @@ class _Writer:
                     print()
             answers = [stream.generation]
         if self._options.get("json_schema") and any(answer.finish_reason == "length" for answer in answers):
-            print_note("the answer ended after --max-tokens, in the middle of its JSON")
+            print_note("the answer ended after --max-tokens, so its JSON may be cut off")
         if self._as_json:
             print_json({**({} if line is None else {"line": line}), **self._described(answers)})
         sys.stdout.flush()

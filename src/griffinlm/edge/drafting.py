@@ -11,12 +11,11 @@ from griffinlm.edge.call import RUN_OPTIONS
 from griffinlm.edge.executor import OnnxExecutor
 from griffinlm.edge.slots import Mark
 from griffinlm.executor import check_prefill
-from griffinlm.state import bytes_written_by_a_token
+from griffinlm.state import ARRAY_TYPES, bytes_written_by_a_token
 
 if TYPE_CHECKING:
     from griffinlm.edge.engine import OnnxEngine
 
-FLOAT32_BYTES = 4
 LEAST_PROBABILITY = 0.3
 """That a guess must have by the first layers. They are surer together with the others than alone, and a guess costs a
 third of the step that it saves where it comes true."""
@@ -24,7 +23,9 @@ third of the step that it saves where it comes true."""
 
 def bytes_ahead(config: ModelConfig, window_dtype: str) -> int:
     """Bytes kept of a token that was read ahead: what it would bring into the state, at most, and its logits."""
-    return bytes_written_by_a_token(config, window_dtype, "float32") + FLOAT32_BYTES * config.vocab_size
+    return (
+        bytes_written_by_a_token(config, window_dtype, "float32") + ARRAY_TYPES["float32"].itemsize * config.vocab_size
+    )
 
 
 class OnnxDraftingExecutor(OnnxExecutor):

@@ -128,11 +128,11 @@ def step_and_write(
         GriffinError: as for the executor's `step`; nothing was done.
     """
     if isinstance(executor, ExitingExecutor):
-        return exiting_step(write_together)(executor, completions, slots, tokens)
-    draws = []
-    if isinstance(executor, DrawingExecutor):
-        draws = [draw for one in completions if (draw := one._sampler.next_draw()) is not None]
-    if not isinstance(executor, DrawingExecutor) or len(draws) < len(completions):
+        return _step_to_exits(executor, completions, slots, tokens)
+    if not isinstance(executor, DrawingExecutor):
+        return write_together(completions, executor.step(slots, tokens))
+    draws = [draw for one in completions if (draw := one._sampler.next_draw()) is not None]
+    if len(draws) < len(completions):
         # Some answers have to see their logits.
         return write_together(completions, executor.step(slots, tokens))
     found: list[int | Exception] = []
@@ -144,6 +144,9 @@ def step_and_write(
         except Exception as error:  # Whatever goes wrong with one costs no other its token.
             found.append(error)
     return found
+
+
+_step_to_exits = exiting_step(write_together)
 
 
 def with_last_pending(arrays: Mapping[str, Any], token: int) -> dict[str, Any]:

@@ -22,7 +22,6 @@ class ExitingExecutor(SettlingExecutor):
 
     def __init__(self, executor: WithdrawingExecutor) -> None:
         super().__init__(executor)
-        self._executor = executor
         self._depth: dict[int, int] = {}
         """Loops that the token on its way has been through, by slot."""
 

@@ -17,13 +17,14 @@ class SettlingExecutor:
     """
 
     def __init__(self, executor: Executor) -> None:
-        self._around, self.num_slots = executor, executor.num_slots
+        self._executor: Any = executor
+        self.num_slots = executor.num_slots
 
     def prefill(
         self, slots: Sequence[int], tokens: np.ndarray, positions: np.ndarray | None, logits: LogitsChoice
     ) -> np.ndarray | None:
         self._settle(slots)
-        return self._around.prefill(slots, tokens, positions, logits)
+        return self._executor.prefill(slots, tokens, positions, logits)
 
     @abstractmethod
     def step(self, slots: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
@@ -31,27 +32,27 @@ class SettlingExecutor:
 
     def mark(self, slot: int) -> Any:
         self._settle([slot])
-        return self._around.mark(slot)
+        return self._executor.mark(slot)
 
     def rollback(self, slot: int, mark: Any) -> None:
         self._settle([slot])
-        self._around.rollback(slot, mark)
+        self._executor.rollback(slot, mark)
 
     def export_state(self, slot: int) -> dict[str, np.ndarray]:
         self._settle([slot])
-        return self._around.export_state(slot)
+        return self._executor.export_state(slot)
 
     def import_state(self, slot: int, arrays: dict[str, np.ndarray]) -> None:
         self._settle([slot])
-        self._around.import_state(slot, arrays)
+        self._executor.import_state(slot, arrays)
 
     def use_adapter(self, slot: int, name: str | None) -> None:
         self._settle([slot])
-        self._around.use_adapter(slot, name)
+        self._executor.use_adapter(slot, name)
 
     def release(self, slot: int) -> None:
         self._forget(slot)
-        self._around.release(slot)
+        self._executor.release(slot)
 
     @abstractmethod
     def _settle(self, slots: Sequence[int]) -> None:

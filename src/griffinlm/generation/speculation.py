@@ -41,7 +41,7 @@ class SpeculatingExecutor(SettlingExecutor):
         if num_guesses < 1:
             raise ExecutorError(f"num_guesses is {num_guesses}; it must be at least 1")
         super().__init__(executor)
-        self._executor, self._num_guesses = executor, num_guesses
+        self._num_guesses = num_guesses
         self._ahead: dict[int, _Ahead] = {}
         self.num_guessed = self.num_true = self.num_readings = 0
         """Tokens guessed and those that came true, and how often some were read, a slot counted by itself."""

@@ -15,11 +15,11 @@ from griffinlm.model.griffin import GriffinState, loop_layouts
 from griffinlm.model.state import tensors
 from griffinlm.state import ARRAY_TYPES
 
-NUM_RECURRENT_INPUTS = 4
-"""Of the convolution and of the scan, and two gates."""
-
 if TYPE_CHECKING:
     from griffinlm.model.engine import TorchEngine
+
+NUM_RECURRENT_INPUTS = 4
+"""Of the convolution and of the scan, and two gates."""
 
 
 def bytes_ahead(config: ModelConfig, precision: str) -> int:
