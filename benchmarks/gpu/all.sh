@@ -27,7 +27,7 @@ if ((${#smoke[@]})) && ! $is_given; then out="$logs/results"; fi
 # Seconds after which nothing new begins, in all and in a module; what has begun gets the grace. The last one has the
 # most to compile and gets what is left; a second run finds it compiled and gets further.
 total=540 grace=35
-tasks=(scan:65 decode:75 throughput:130 prefill:60 loss_curve:75 training:400)
+tasks=(scan:65 decode:100 throughput:130 prefill:60 loss_curve:75 training:400)
 # What is tiny is there to be seen through, however slow the machine.
 ((${#smoke[@]})) && total=10800 tasks=("${tasks[@]/%:*/:1800}")
 failed=() written=()

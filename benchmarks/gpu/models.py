@@ -12,10 +12,10 @@ from gpu.measuring import Bench
 from griffinlm.config import BlockKind, ModelConfig
 from griffinlm.kernels.linear_scan import chunked
 from griffinlm.kernels.local_attention import reference
-from griffinlm.model import blocks, decoding, layers
+from griffinlm.model import blocks, decoding, fused_step, layers
 from griffinlm.model.blocks import AttentionState, RecurrentState
 from griffinlm.model.cuda_graph import Program
-from griffinlm.model.decoding import BlockReader, read_token
+from griffinlm.model.decoding import TokenReader, read_token
 from griffinlm.model.griffin import Griffin, GriffinState
 from griffinlm.model.sampling import Draws, draw_tokens
 
@@ -77,7 +77,7 @@ def _ring_shape(config: ModelConfig, kind: BlockKind, num_tokens: int) -> tuple[
     return window, config.attention.head_size
 
 
-def sampling_step(model: Griffin, state: GriffinState, reader: BlockReader | None = None) -> Program:
+def sampling_step(model: Griffin, state: GriffinState, reader: TokenReader | None = None) -> Program:
     """One token of every row, read and drawn at temperature 1, as one CUDA graph that feeds itself; int64 [B]."""
     rows, device = len(state.num_tokens), state.num_tokens.device
     slots, tokens = torch.arange(rows, device=device), torch.zeros(rows, dtype=torch.int64, device=device)
@@ -109,12 +109,15 @@ def plain_operators() -> Iterator[None]:
 @contextmanager
 def decoding_by(attend: Callable[..., Tensor]) -> Iterator[None]:
     """Within it steps run or are captured with another form of `kernels.local_attention.operator.decode_attention`."""
-    kept = decoding.decode_attention, decoding._decode_attention
-    decoding.decode_attention = decoding._decode_attention = attend
+    users = ((decoding, "decode_attention"), (decoding, "_decode_attention"), (fused_step, "decode_attention"))
+    kept = [getattr(module, name) for module, name in users]
+    for module, name in users:
+        setattr(module, name, attend)
     try:
         yield
     finally:
-        decoding.decode_attention, decoding._decode_attention = kept
+        for (module, name), usual in zip(users, kept, strict=True):
+            setattr(module, name, usual)
 
 
 def sdpa_at(position: int) -> Callable[..., Tensor]:

@@ -33,6 +33,8 @@ def fastest_peer(rows: Iterable[Row]) -> float | None:
 def targets(tables: Tables) -> list[dict[str, Any]]:
     """A row for each figure: what it is, from where to where it is wanted, and what was found; None where nothing was.
 
+    A figure without bounds stands there to be compared, and is neither met nor missed.
+
     Throughput is that of `throughput.summarise`, training rows are `summary.compared` ones.
     """
     scan = {"program": "griffinlm", "shape": SHAPE}
@@ -55,7 +57,8 @@ def targets(tables: Tables) -> list[dict[str, Any]]:
         ("Griffin 400M, times as fast as the transformer at 2,048", 1.0, None, training(2048)),
         ("Griffin 400M, times as fast as the transformer at 8,192", 1.3, None, training(8192)),
         ("RecurrentGemma-2B, one row, of the bandwidth bound", 0.75, None, decode("griffinlm")),
-        ("the same, its blocks compiled", 0.75, None, decode("griffinlm, compiled")),
+        ("the same by plain operators", None, None, decode("griffinlm, plain operators")),
+        ("the same by compiled blocks", None, None, decode("griffinlm, compiled")),
         ("RecurrentGemma-2B, throughput of 32,768 new tokens over that of 2,048", 0.95, 1.05, flat),
         ("Gemma-2B, the same", None, 0.95, falls),
         (
@@ -72,6 +75,6 @@ def targets(tables: Tables) -> list[dict[str, Any]]:
 
 
 def _is_within(found: float | None, least: float | None, most: float | None) -> bool | None:
-    if found is None:
+    if found is None or least is most is None:
         return None
     return (least is None or found >= least) and (most is None or found <= most)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -19,6 +20,8 @@ from triton.compiler import ASTSource
 from griffinlm.kernels.linear_scan import launch
 from griffinlm.kernels.linear_scan import triton as kernels
 from griffinlm.kernels.local_attention import triton as local_attention
+from griffinlm.kernels.token_step import launch as token_step_launch
+from griffinlm.kernels.token_step import triton as token_step
 
 PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
 FLOAT32 = (
@@ -33,9 +36,13 @@ FLOAT32 = (
     "sums",
     "maxima",
     "totals",
+    "hidden",
+    "frequencies",
 )
 INTEGERS = {"reset": "u8", "lengths": "i64", "slots": "i64", "positions": "i64"}
-NOT_DIVISIBLE = ("num_tokens", "num_heads", "num_chunks", "num_splits")
+NOT_DIVISIBLE = ("num_tokens", "num_heads", "num_chunks", "num_splits", "num_rows", "num_frequencies")
+FLOATS = ("scale", "epsilon", "soft_cap")
+PROCESSORS = 132
 
 Case = tuple[str, Any, dict[str, Any], dict[str, int], str]
 """What it is, the kernel, its constants, the compiler's options, and the type of activations, or `autocast`."""
@@ -54,6 +61,9 @@ def cases() -> Iterator[Case]:
         yield f"split {dtype}", local_attention.split_kernel, sizes, options, dtype
         most = {"SPLITS": local_attention.MOST_SPLITS, "HEAD": 256}
         yield f"join {dtype}", local_attention.join_kernel, most, {}, dtype
+    for dtype in ("bf16", "fp32"):
+        for num_rows in (1, 16, 64):
+            yield from token_step_cases(dtype, num_rows)
 
 
 def scan_cases(dtype: str, has_lengths: bool) -> Iterator[Case]:
@@ -72,9 +82,30 @@ def scan_cases(dtype: str, has_lengths: bool) -> Iterator[Case]:
             yield f"{direction} {what} {dtype}{' lengths' if has_lengths else ''}", kernel, constants, options, dtype
 
 
+def token_step_cases(dtype: str, num_rows: int) -> Iterator[Case]:
+    """The kernels of a decoder's step at the sizes of RecurrentGemma-2B."""
+    plain, none = {"HAS_CAP": False}, None
+    for what, kernel, width, num_outputs, others in (
+        ("out", "linear", 7680, 2560, {**plain, "norm_ptr": none}),
+        ("logits", "linear", 2560, 256_000, {"HAS_CAP": True, "bias_ptr": none, "residual_ptr": none}),
+        ("hidden", "gated_hidden", 2560, 7680, {}),
+        ("recurrent_inputs", "recurrent_inputs", 2560, 2560, {"TAPS": 4}),
+        ("recurrent_outputs", "recurrent_outputs", 256, 256, {}),
+        ("attention_inputs", "attention_inputs", 2560, 1536, {}),
+    ):
+        if what == "recurrent_outputs":
+            tile = token_step_launch.choose_gate_tile(num_rows, width)
+        else:
+            number = torch.bfloat16 if dtype == "bf16" else torch.float32
+            tile = token_step_launch.choose_tile(num_rows, number, width, num_outputs, PROCESSORS)
+        constants = token_step_launch.constants(tile, width) | others
+        options = {"num_warps": constants.pop("num_warps")}
+        yield f"{what} {dtype} {num_rows} rows", getattr(token_step, f"{kernel}_kernel"), constants, options, dtype
+
+
 def type_of(name: str, dtype: str) -> str:
     """Triton's name of an argument's type."""
-    if name == "scale":
+    if name in FLOATS:
         return "fp32"
     if not name.endswith("_ptr"):
         return "i32"

@@ -13,7 +13,11 @@ from device import HAS_GPU
 
 collect_ignore = [] if HAS_GPU else ["test_on_gpu.py"]
 
-KERNELS = ("griffinlm.kernels.linear_scan.triton", "griffinlm.kernels.local_attention.triton")
+KERNELS = tuple(
+    # In this order: the last takes functions of the first.
+    f"griffinlm.kernels.{operator}.triton"
+    for operator in ("linear_scan", "local_attention", "token_step")
+)
 
 
 @pytest.fixture

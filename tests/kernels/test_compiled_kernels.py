@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +30,8 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 def test_kernels_compile_without_spills_and_within_shared_memory(reports, capability):
     found = [report for report in reports if report["capability"] == capability]
     kernels = {report["kernel"].split()[0] for report in found}
-    assert kernels == {"forward", "backward", "carry", "split", "join"}
+    step = {"out", "logits", "hidden", "recurrent_inputs", "recurrent_outputs", "attention_inputs"}
+    assert kernels == {"forward", "backward", "carry", "split", "join", *step}
     for report in found:
         assert report["spill_bytes"] == 0, report
         assert report["shared_bytes"] <= SHARED_BYTES[capability], report
@@ -44,7 +46,15 @@ def test_scans_load_ahead_and_nothing_is_added_in_an_order_left_to_chance(report
             assert report["registers"] <= 168, report
 
 
-def test_decode_multiplies_bfloat16_on_tensor_cores(reports):
-    found = [report for report in reports if report["kernel"] == "split bf16"]
-    assert len(found) == len(SHARED_BYTES)
+def test_steps_multiply_several_rows_in_bfloat16_on_tensor_cores(reports):
+    found = [report for report in reports if re.fullmatch("split bf16|.* bf16 (16|64) rows", report["kernel"])]
+    assert len(found) == 13 * len(SHARED_BYTES)
     assert all(report["has_tensor_cores"] for report in found)
+
+
+def test_matrices_are_loaded_ahead_and_leave_room_for_many_programs(reports):
+    """At least 512 threads a processor, of the 16 bytes that each has on its way."""
+    for report in reports:
+        if "rows" in report["kernel"] and not report["kernel"].startswith("recurrent_outputs"):
+            assert report["is_pipelined"], report
+            assert report["registers"] <= 168, report

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from device import DEVICE
+from device import DEVICE, precise
 from tolerances import assert_agree
 from torch import Tensor
 
@@ -11,6 +11,8 @@ from griffinlm.kernels.linear_scan import chunked
 from griffinlm.kernels.linear_scan.operator import rg_lru
 from griffinlm.kernels.local_attention.operator import attention, decode_attention
 from griffinlm.kernels.local_attention.reference import attention as attention_by_definition
+from griffinlm.kernels.token_step import launch, reference
+from griffinlm.kernels.token_step.reference import Linear, Norm
 from griffinlm.model.engine import TorchEngine
 from griffinlm.model.griffin import Griffin
 from griffinlm.train.objective import Objective
@@ -74,6 +76,67 @@ def test_decoding_equals_definition_and_repeats_its_bits_in_a_graph(num_rows, dt
     graph.replay()
     assert torch.equal(captured, found)
     assert torch.equal(values[slots, positions % WINDOW], value)
+
+
+@pytest.mark.parametrize("num_rows", [1, 5, 16, 64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("name", ["linear", "logits", "hidden", "recurrent_inputs", "recurrent_outputs", "attention"])
+def test_kernels_of_a_step_equal_their_definitions_and_repeat_their_bits(name, num_rows, dtype):
+    """Matrices of RecurrentGemma-2B, whose products have numbers of about 1."""
+    hidden_size, vocab_size, num_blocks = 7680, 256_000, 10
+
+    def linear(*shape: int) -> Linear:
+        bias = None if name in ("logits", "attention") else normal(*shape[:-1], dtype=dtype)
+        return Linear(normal(*shape, dtype=dtype) / shape[-1] ** 0.5, bias)
+
+    def gates() -> Linear:
+        size = WIDTH // num_blocks
+        return Linear(normal(num_blocks, size, size, dtype=dtype) / 16, normal(num_blocks, size, dtype=dtype))
+
+    x, norm = normal(num_rows, WIDTH, dtype=dtype), Norm(normal(WIDTH, dtype=dtype) / 10, 1e-6)
+    slots = torch.randperm(num_rows + 2, device=DEVICE)[:num_rows]
+    positions = torch.randint(5000, (num_rows,), device=DEVICE)
+    positions[0] = 0
+    kept = []
+    if name == "linear":
+        arguments = (normal(num_rows, hidden_size, dtype=dtype), linear(WIDTH, hidden_size), None, x)
+    elif name == "logits":
+        name, arguments = "linear", (x, linear(vocab_size, WIDTH), norm, None, 30.0, torch.float32)
+    elif name == "hidden":
+        name, arguments = "gated_hidden", (x, norm, linear(hidden_size, WIDTH), linear(hidden_size, WIDTH))
+    elif name == "recurrent_inputs":
+        taps = Linear(normal(4, WIDTH, dtype=dtype), normal(WIDTH, dtype=dtype))
+        kept = [normal(num_rows + 2, 3, WIDTH, dtype=dtype)]
+        arguments = (x, norm, linear(WIDTH, WIDTH), linear(WIDTH, WIDTH), taps, *kept, slots, positions)
+    elif name == "recurrent_outputs":
+        kept = [normal(num_rows + 2, WIDTH, dtype=torch.float32)]
+        a_param = torch.linspace(-9.0, -2.0, WIDTH, device=DEVICE).to(dtype)
+        gate = normal(num_rows, WIDTH, dtype=dtype)
+        arguments = (x, gate, gates(), gates(), a_param, *kept, slots, positions)
+    else:
+        # What whole numbers give in float32 they give in float64.
+        frequencies = 2.0 ** -torch.arange(64, device=DEVICE).clamp(max=12).float()
+        layers = (linear(NUM_HEADS * HEAD_SIZE, WIDTH), linear(HEAD_SIZE, WIDTH), linear(HEAD_SIZE, WIDTH))
+        name, arguments = "attention_inputs", (x, norm, *layers, positions, frequencies)
+    expected_arguments = precise(arguments)
+    before = [memory.clone() for memory in kept]
+    expected = getattr(reference, name)(*expected_arguments)
+    found = getattr(launch, name)(*arguments)
+    pairs = [(found, expected)] if isinstance(found, Tensor) else list(zip(found, expected, strict=True))
+    memories = zip(arguments, expected_arguments, strict=True)
+    pairs += [(own, theirs) for own, theirs in memories if any(own is memory for memory in kept)]
+    for ours, theirs in pairs:
+        assert_agree(ours, theirs, "token step", dtype, "triton", name)
+    for memory, old in zip(kept, before, strict=True):
+        memory.copy_(old)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = getattr(launch, name)(*arguments)
+    for memory, old in zip(kept, before, strict=True):
+        memory.copy_(old)
+    graph.replay()
+    again = [captured] if isinstance(captured, Tensor) else captured
+    assert all(torch.equal(one, other) for one, (other, _) in zip(again, pairs, strict=False))
 
 
 @pytest.mark.parametrize(("num_rows", "num_tokens"), [(1, 40), (2, 300), (1, 4500)])

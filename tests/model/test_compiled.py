@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from griffinlm.config import ModelConfig
-from griffinlm.model.decoding import compiled_reader, read_token
+from griffinlm.model.decoding import PLAIN, compiled_reader, read_token
 from griffinlm.model.state import new_state, to_named
 from griffinlm.train.objective import Objective
 
@@ -69,7 +69,7 @@ def test_tokens_read_by_compiled_blocks_equal_those_read_plainly():
     for num_rows in (1, 2, 3, 4):
         states, read = [], []
         slots = torch.arange(num_rows, device=DEVICE)
-        for reader in (None, compiled_reader(BACKEND)):
+        for reader in (PLAIN, compiled_reader(BACKEND)):
             states.append(new_state(model.config, 4, None, device=DEVICE))
             tokens = (slots * 7 + step + 3 for step in range(12))
             read.append(torch.stack([read_token(model, states[-1], slots, given, reader) for given in tokens]))

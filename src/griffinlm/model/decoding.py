@@ -5,21 +5,30 @@ This is the body of a CUDA graph. It runs without one too, on any device.
 
 from collections.abc import Callable
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from griffinlm.config import ModelConfig
 from griffinlm.kernels.local_attention.operator import decode_attention
 from griffinlm.kernels.local_attention.reference import attention, write_ring
+from griffinlm.model import fused_step
 from griffinlm.model.blocks import AttentionState, Layout, RecurrentState, ResidualBlock
 from griffinlm.model.griffin import Griffin, GriffinState, loop_layouts
 
-BlockReader = Callable[[ResidualBlock, Tensor, Layout, RecurrentState | AttentionState, Tensor], Tensor]
-"""What `read_block` computes, in some way."""
+
+class TokenReader(NamedTuple):
+    """One way to compute a step."""
+
+    block: Callable[[ResidualBlock, Tensor, Layout, RecurrentState | AttentionState, Tensor], Tensor]
+    """What `read_block` computes."""
+    logits: Callable[[Griffin, Tensor], Tensor]
+    """What `Griffin.logits` computes of one token a row."""
 
 
 def read_token(
-    model: Griffin, state: GriffinState, slots: Tensor, tokens: Tensor, reader: BlockReader | None = None
+    model: Griffin, state: GriffinState, slots: Tensor, tokens: Tensor, reader: TokenReader | None = None
 ) -> Tensor:
     """Reads one token of each slot and changes the state where it lies.
 
@@ -30,7 +39,7 @@ def read_token(
         state: of all slots, slot by slot; changed in place.
         slots: [B] int64, no two equal but for slots that stand still.
         tokens: [B] int64.
-        reader: of every block, `read_block` if not given.
+        reader: what computes it, `choose_reader`'s if not given.
 
     Returns:
         float32 logits [B, V].
@@ -40,12 +49,13 @@ def read_token(
     layout = Layout(positions, positions == 0, before.clamp(min=0), None)
     num_skipped = None if state.num_skipped is None else state.num_skipped.index_select(0, slots)
     layouts = loop_layouts(model.config, layout, num_skipped)
-    x, reader = model.embedding(tokens)[:, None] * model.config.embedding_scale, reader or read_block
+    x = model.embedding(tokens)[:, None] * model.config.embedding_scale
+    reader = reader or choose_reader(model.config, x)
     for step, block in zip(model.config.plan(), model.layers, strict=True):
         assert isinstance(block, ResidualBlock)
-        x = reader(block, x, layouts[model.config.loop_of(step.depth)], state.blocks[step.depth], slots)
+        x = reader.block(block, x, layouts[model.config.loop_of(step.depth)], state.blocks[step.depth], slots)
     state.num_tokens.index_copy_(0, slots, torch.where(before >= 0, before + 1, before))
-    return model.logits(x)[:, 0]
+    return reader.logits(model, x)[:, 0]
 
 
 def read_block(
@@ -63,10 +73,21 @@ def read_block(
     return block.join(x, block.attention.output(out.flatten(-2)[:, None]), layout)
 
 
+PLAIN = TokenReader(read_block, Griffin.logits)
+"""The model's own blocks, operator by operator."""
+FUSED = TokenReader(fused_step.read_block, fused_step.logits)
+"""Few kernels a block, where `fused_step.is_fused` says so."""
+
+
 @cache
-def compiled_reader(backend: str = "inductor") -> BlockReader:
-    """`read_block` in few kernels, made by torch.compile: once for a kind of block and one row, once for more rows."""
-    return torch.compile(read_block, fullgraph=True, backend=backend)
+def compiled_reader(backend: str = "inductor") -> TokenReader:
+    """Blocks made into kernels by torch.compile: once for a kind of block and one row, once for more rows."""
+    return PLAIN._replace(block=torch.compile(read_block, fullgraph=True, backend=backend))
+
+
+def choose_reader(config: ModelConfig, x: Tensor) -> TokenReader:
+    """The fastest way to compute a step over rows x [B, 1, D] where they are."""
+    return FUSED if x.is_cuda and fused_step.is_fused(config, x.dtype, len(x)) else PLAIN
 
 
 def _decode_attention(

@@ -99,7 +99,12 @@ class ShortConv(nn.Module):
 
 def rotation(positions: Tensor, config: AttentionConfig) -> tuple[Tensor, Tensor]:
     """cos and sin [B, T, 1, rotated_size / 2] of position * wavelength^(-2i / rotated_size), in float32."""
-    half = config.rotated_size // 2
-    exponent = torch.arange(half, dtype=torch.float32, device=positions.device) / max(half, 1)
-    angle = positions[..., None, None].float() * config.rope_wavelength**-exponent
+    angle = positions[..., None, None].float() * rope_frequencies(config, positions.device)
     return torch.cos(angle), torch.sin(angle)
+
+
+def rope_frequencies(config: AttentionConfig, device: torch.device) -> Tensor:
+    """float32 [rotated_size / 2], wavelength^(-2i / rotated_size)."""
+    half = config.rotated_size // 2
+    exponent = torch.arange(half, dtype=torch.float32, device=device) / max(half, 1)
+    return config.rope_wavelength**-exponent

@@ -23,12 +23,13 @@ FLOOR = tl.constexpr(SQRT_GRADIENT_FLOOR)
 
 
 @triton.jit
-def _sigmoid(x):
+def sigmoid(x):
+    """1 / (1 + e^-x)."""
     return 1.0 / (1.0 + tl.exp(-x))
 
 
 @triton.jit
-def _softplus(x):
+def softplus(x):
     """log(1 + e^x), by 2 atanh(e / (2 + e)) where e = e^x is small, since 1 + e loses its digits."""
     e = tl.exp(tl.minimum(x, 20.0))
     z = e / (2.0 + e)
@@ -38,9 +39,9 @@ def _softplus(x):
 
 
 @triton.jit
-def _coefficients(recurrence_gate, softplus_a, starts):
+def coefficients(recurrence_gate, softplus_a, starts):
     """sigmoid of the gate, decay, 1 - a^2 before resets, and the input's scale."""
-    gate = _sigmoid(recurrence_gate)
+    gate = sigmoid(recurrence_gate)
     log_a = -EXPONENT * softplus_a * gate
     a = tl.exp(log_a)
     # -expm1(2 log a): next to a = 1 the difference would have no digits left.
@@ -122,7 +123,7 @@ def forward_kernel(
     groups = tl.arange(0, GROUPS)[:, None]
     channels = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, :]
     in_width = channels < width
-    softplus_a = _softplus(tl.load(a_param_ptr + channels, mask=in_width, other=0.0).to(tl.float32))
+    softplus_a = softplus(tl.load(a_param_ptr + channels, mask=in_width, other=0.0).to(tl.float32))
     length = _num_real(lengths_ptr, row, num_tokens)
     chunk_row = (row * tl.num_programs(1) + chunk).to(tl.int64) * width + channels
     first = chunk * CHUNK
@@ -144,9 +145,9 @@ def forward_kernel(
             input_gate = tl.load(input_gate_ptr + base + at, mask=real, other=0.0).to(tl.float32)
             recurrence_gate = tl.load(recurrence_gate_ptr + base + at, mask=real, other=0.0).to(tl.float32)
             starts = tl.load(reset_ptr + token + step, mask=is_real, other=0) != 0
-            _, decay, _, scale = _coefficients(recurrence_gate, softplus_a, starts)
+            _, decay, _, scale = coefficients(recurrence_gate, softplus_a, starts)
             decay = tl.where(is_real, decay, 1.0)
-            end = decay * end + scale * _sigmoid(input_gate) * x
+            end = decay * end + scale * sigmoid(input_gate) * x
             product = decay * product
             ends, products = ends + (end,), products + (product,)
         entering, h, product_of_tile = _entering(product, end, h, GROUPS)
@@ -232,7 +233,7 @@ def backward_kernel(
     groups = tl.arange(0, GROUPS)[:, None]
     channels = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, :]
     in_width = channels < width
-    softplus_a = _softplus(tl.load(a_param_ptr + channels, mask=in_width, other=0.0).to(tl.float32))
+    softplus_a = softplus(tl.load(a_param_ptr + channels, mask=in_width, other=0.0).to(tl.float32))
     length = _num_real(lengths_ptr, row, num_tokens)
     chunk_row = (row * tl.num_programs(1) + chunk).to(tl.int64) * width + channels
     row_start = row.to(tl.int64) * width + channels
@@ -259,7 +260,7 @@ def backward_kernel(
             given, gates = given + (dy,), gates + (recurrence_gate,)
             ends, products = ends + (end,), products + (product,)
             starts = tl.load(reset_ptr + token + step, mask=is_real, other=0) != 0
-            _, decay, _, _ = _coefficients(recurrence_gate.to(tl.float32), softplus_a, starts)
+            _, decay, _, _ = coefficients(recurrence_gate.to(tl.float32), softplus_a, starts)
             decay = tl.where(is_real, decay, 1.0)
             end = decay * (dy.to(tl.float32) + end)
             product = decay * product
@@ -272,9 +273,9 @@ def backward_kernel(
                 real, has_before = in_width & is_real, first + step > 0
                 g = tl.where(is_real, given[u].to(tl.float32) + products[u] * entering + ends[u], 0.0)
                 starts = tl.load(reset_ptr + token + step, mask=is_real, other=0) != 0
-                gate, decay, variance, scale = _coefficients(gates[u].to(tl.float32), softplus_a, starts)
+                gate, decay, variance, scale = coefficients(gates[u].to(tl.float32), softplus_a, starts)
                 x = tl.load(x_ptr + base + at, mask=real, other=0.0).to(tl.float32)
-                share = _sigmoid(tl.load(input_gate_ptr + base + at, mask=real, other=0.0).to(tl.float32))
+                share = sigmoid(tl.load(input_gate_ptr + base + at, mask=real, other=0.0).to(tl.float32))
                 before = tl.load(y_ptr + base + at - width, mask=real & has_before, other=0.0).to(tl.float32)
                 before = tl.where(has_before, before, initial)
                 dinputs = g * share

@@ -1,0 +1,110 @@
+"""A step by fused kernels, interpreted or on a GPU = a step by the model's own operators: logits and states."""
+
+import pytest
+import torch
+from device import DEVICE
+from small_models import PATTERNS, random_model
+from tolerances import assert_agree
+from torch import Tensor
+
+from griffinlm.config import AttentionConfig, ModelConfig, RecurrentConfig, RecursionConfig
+from griffinlm.model.decoding import FUSED, PLAIN, TokenReader, choose_reader, read_token
+from griffinlm.model.fused_step import is_fused
+from griffinlm.model.griffin import Griffin
+from griffinlm.model.state import new_state, to_named
+
+pytestmark = pytest.mark.usefixtures("interpreted", "poisoned")
+
+State = dict[str, Tensor]
+NUM_SLOTS, CAPACITY, VOCAB, NUM_TOKENS = 4, 16, 23, 9
+
+
+def small_config(pattern: str, recursion: RecursionConfig | None = None) -> ModelConfig:
+    """Windows of 5, so that rings wrap; every size is odd or no multiple of a tile."""
+    kinds = PATTERNS[pattern]
+    attention = AttentionConfig(
+        num_heads=3, head_size=10, window_tokens=5 if "local_attention" in kinds else None, rope_fraction=0.4
+    )
+    return ModelConfig(
+        vocab_size=VOCAB,
+        width=11,
+        num_layers=2 * len(kinds),
+        block_pattern=kinds,
+        mlp_hidden=19,
+        use_bias=pattern != "Gemma",
+        logit_soft_cap=2.0,
+        recurrent=RecurrentConfig(width=6, num_gate_blocks=2) if "recurrent" in kinds else None,
+        attention=attention if set(kinds) - {"recurrent"} else None,
+        recursion=recursion,
+    )
+
+
+@torch.inference_mode()
+def read_by(reader: TokenReader, model: Griffin, num_rows: int, window_dtype: str = "float32") -> tuple[Tensor, State]:
+    """Logits of tokens one by one in slots in no order, and what all slots then hold; the last one is nobody's."""
+    capacity = CAPACITY if model.config.needs_capacity else None
+    precision = str(model.embedding.weight.dtype).removeprefix("torch.")
+    state = new_state(model.config, NUM_SLOTS, capacity, window_dtype, precision, DEVICE)
+    slots = torch.tensor([2, 0, 1][:num_rows], device=DEVICE)
+    tokens = ((slots * 7 + step + 3) % VOCAB for step in range(NUM_TOKENS))
+    read = torch.stack([read_token(model, state, slots, given, reader) for given in tokens])
+    return read, to_named(model.config, state)
+
+
+@pytest.mark.parametrize("num_rows", [1, 3])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_steps_by_fused_kernels_equal_those_of_the_models_operators(pattern, num_rows):
+    model = random_model(small_config(pattern), seed=1).to(DEVICE)
+    (found, state), (expected, expected_state) = (read_by(reader, model, num_rows) for reader in (FUSED, PLAIN))
+    assert_agree(found, expected, "model", "float32", "torch")
+    for name, kept in expected_state.items():
+        assert_agree(state[name], kept, "model", "float32", "torch", name)
+
+
+@pytest.mark.parametrize("tie", ["matrices", "all"])
+def test_loops_that_share_layers_are_fused_too(tie):
+    config = small_config("Griffin", RecursionConfig(num_loops=2, tie=tie))
+    model = random_model(config, seed=1).to(DEVICE)
+    (found, state), (expected, expected_state) = (read_by(reader, model, 2) for reader in (FUSED, PLAIN))
+    assert_agree(found, expected, "model", "float32", "torch")
+    assert_agree(state["num_tokens"], expected_state["num_tokens"], "model", "float32", "torch")
+
+
+def test_loops_that_skip_read_at_positions_of_their_own():
+    config = small_config("Griffin", RecursionConfig(num_loops=2, skips=True))
+    model = random_model(config, seed=1).to(DEVICE)
+    states = []
+    for reader in (FUSED, PLAIN):
+        state = new_state(config, 2, device=DEVICE)
+        assert state.num_skipped is not None
+        state.num_tokens[:], state.num_skipped[0] = 8, 3
+        slots = torch.tensor([1, 0], device=DEVICE)
+        logits = [read_token(model, state, slots, slots + step, reader) for step in range(4)]
+        states.append({"logits": torch.stack(logits), **to_named(config, state)})
+    for name, expected in states[1].items():
+        assert_agree(states[0][name], expected, "model", "float32", "torch", name)
+
+
+@pytest.mark.parametrize("num_rows", [1, 3])
+@pytest.mark.parametrize("window_dtype", ["bfloat16", "float16"])
+def test_in_bfloat16_nothing_is_lost_that_the_models_operators_keep(num_rows, window_dtype):
+    """Both beside the same weights in float32: fewer numbers are rounded, so on average the distance is no larger."""
+    model = random_model(small_config("Griffin"), seed=1).to(torch.bfloat16).to(DEVICE)
+    found, plain = (read_by(reader, model, num_rows, window_dtype)[0] for reader in (FUSED, PLAIN))
+    expected = read_by(PLAIN, model.float(), num_rows)[0]
+    distances = [float((logits - expected).square().mean().sqrt()) for logits in (found, plain)]
+    assert 0.0 < distances[0] <= distances[1]
+    assert distances[1] <= 0.02 * float(expected.abs().max())
+
+
+def test_steps_are_fused_where_it_is_worth_while():
+    config = small_config("Griffin")
+    for dtype, most in ((torch.bfloat16, 64), (torch.float16, 64), (torch.float32, 1)):
+        assert [is_fused(config, dtype, rows) for rows in (1, most, most + 1)] == [True, True, False]
+    assert not is_fused(config, torch.float64, 1)
+    for rank in (0, 2):
+        recursive = small_config("Griffin", RecursionConfig(num_loops=2, rank=rank))
+        assert is_fused(recursive, torch.bfloat16, 4) == (rank == 0)
+    x = torch.zeros(1, 1, 4, dtype=torch.bfloat16, device=DEVICE)
+    assert choose_reader(config, x) is (FUSED if x.is_cuda else PLAIN)
+    assert choose_reader(config, x.cpu()) is PLAIN
