@@ -20,6 +20,8 @@ from triton.compiler import ASTSource
 from griffinlm.kernels.linear_scan import launch
 from griffinlm.kernels.linear_scan import triton as kernels
 from griffinlm.kernels.local_attention import triton as local_attention
+from griffinlm.kernels.soft_cap import triton as soft_cap
+from griffinlm.kernels.token_draw import triton as token_draw
 from griffinlm.kernels.token_step import launch as token_step_launch
 from griffinlm.kernels.token_step import triton as token_step
 
@@ -39,9 +41,11 @@ FLOAT32 = (
     "hidden",
     "frequencies",
 )
+DRAWN = {"temperatures": "fp64", "numbers": "fp64", "tokens": "i32", "out": "i64"}
+"""Types of the arguments of kernels that draw, whose type of activations is `draw`."""
 INTEGERS = {"reset": "u8", "lengths": "i64", "slots": "i64", "positions": "i64"}
-NOT_DIVISIBLE = ("num_tokens", "num_heads", "num_chunks", "num_splits", "num_rows", "num_frequencies")
-FLOATS = ("scale", "epsilon", "soft_cap")
+NOT_DIVISIBLE = ("num_tokens", "num_heads", "num_chunks", "num_splits", "num_rows", "num_frequencies", "num_parts")
+FLOATS = ("scale", "epsilon", "soft_cap", "cap")
 PROCESSORS = 132
 
 Case = tuple[str, Any, dict[str, Any], dict[str, int], str]
@@ -64,6 +68,10 @@ def cases() -> Iterator[Case]:
     for dtype in ("bf16", "fp32"):
         for num_rows in (1, 16, 64):
             yield from token_step_cases(dtype, num_rows)
+    for dtype in ("bf16", "fp32"):
+        yield f"soft_cap {dtype}", soft_cap.soft_cap_kernel, {"TILE": soft_cap.TILE}, {}, dtype
+    yield "draw_parts", token_draw.parts_kernel, {}, {}, "draw"
+    yield "draw_join", token_draw.join_kernel, {"PARTS": 64}, {}, "draw"
 
 
 def scan_cases(dtype: str, has_lengths: bool) -> Iterator[Case]:
@@ -110,6 +118,8 @@ def type_of(name: str, dtype: str) -> str:
     if not name.endswith("_ptr"):
         return "i32"
     name = name.removesuffix("_ptr")
+    if dtype == "draw":
+        return f"*{DRAWN.get(name, 'fp32')}"
     if dtype == "autocast":
         # The bias of a gate is a float32 parameter, so the sum is float32 too.
         dtype = "fp32" if "gate" in name else "bf16"

@@ -14,9 +14,9 @@ from device import HAS_GPU
 collect_ignore = [] if HAS_GPU else ["test_on_gpu.py"]
 
 KERNELS = tuple(
-    # In this order: the last takes functions of the first.
+    # In this order: a step takes functions of the scan and of the cap.
     f"griffinlm.kernels.{operator}.triton"
-    for operator in ("linear_scan", "local_attention", "token_step")
+    for operator in ("linear_scan", "local_attention", "soft_cap", "token_step", "token_draw")
 )
 
 

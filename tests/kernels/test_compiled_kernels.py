@@ -31,7 +31,7 @@ def test_kernels_compile_without_spills_and_within_shared_memory(reports, capabi
     found = [report for report in reports if report["capability"] == capability]
     kernels = {report["kernel"].split()[0] for report in found}
     step = {"out", "logits", "hidden", "recurrent_inputs", "recurrent_outputs", "attention_inputs"}
-    assert kernels == {"forward", "backward", "carry", "split", "join", *step}
+    assert kernels == {"forward", "backward", "carry", "split", "join", *step, "soft_cap", "draw_parts", "draw_join"}
     for report in found:
         assert report["spill_bytes"] == 0, report
         assert report["shared_bytes"] <= SHARED_BYTES[capability], report

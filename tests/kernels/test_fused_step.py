@@ -1,13 +1,20 @@
 """A step by fused kernels, interpreted or on a GPU = a step by the model's own operators: logits and states."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from device import DEVICE
 from small_models import PATTERNS, random_model
 from tolerances import assert_agree
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from griffinlm.config import AttentionConfig, ModelConfig, RecurrentConfig, RecursionConfig
+from griffinlm.kernels.token_step import launch
+from griffinlm.model import fused_step
+from griffinlm.model.blocks import Layout
 from griffinlm.model.decoding import FUSED, PLAIN, TokenReader, choose_reader, read_token
 from griffinlm.model.fused_step import is_fused
 from griffinlm.model.griffin import Griffin
@@ -108,3 +115,52 @@ def test_steps_are_fused_where_it_is_worth_while():
     x = torch.zeros(1, 1, 4, dtype=torch.bfloat16, device=DEVICE)
     assert choose_reader(config, x) is (FUSED if x.is_cuda else PLAIN)
     assert choose_reader(config, x.cpu()) is PLAIN
+
+
+class Operators(TorchDispatchMode):
+    """Collects the names of torch's operators that run inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def test_blocks_are_read_by_the_kernels_alone(monkeypatch):
+    """Five kernels a recurrent block, attention and four an attention block, one for the logits; torch makes views."""
+    launched = []
+
+    def hidden(name: str) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            launched.append(name)
+            # What the interpreter does is no part of the step.
+            with _disable_current_modes():
+                return getattr(launch, name)(*arguments, **options)
+
+        return call
+
+    names = ("linear", "gated_hidden", "recurrent_inputs", "recurrent_outputs", "attention_inputs")
+    monkeypatch.setattr(fused_step, "_kernels", lambda: SimpleNamespace(**{name: hidden(name) for name in names}))
+    model = random_model(small_config("Griffin"), seed=1).to(DEVICE)
+    state = new_state(model.config, 2, device=DEVICE)
+    slots, positions = torch.tensor([1, 0], device=DEVICE), torch.tensor([[3], [4]], device=DEVICE)
+    layout = Layout(positions, positions == 0, positions[:, 0], None)
+    x, operators = torch.ones(2, 1, model.config.width, device=DEVICE), Operators()
+
+    def read(x: Tensor) -> None:
+        for step, block in zip(model.config.plan(), model.layers, strict=True):
+            x = FUSED.block(block, x, layout, state.blocks[step.depth], slots)
+        FUSED.logits(model, x)
+
+    # What is computed once is there after the first time.
+    read(x)
+    launched.clear()
+    with operators:
+        read(x)
+    num_recurrent, num_attention = (model.config.block_kinds.count(kind) for kind in ("recurrent", "local_attention"))
+    assert len(launched) == 5 * num_recurrent + 4 * num_attention + 1
+    computing = [name for name in operators.names if not name.startswith(("aten::select", "aten::unsqueeze"))]
+    assert computing == ["griffinlm::decode_attention", "aten::view"] * num_attention

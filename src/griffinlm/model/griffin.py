@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from griffinlm.config import ModelConfig
 from griffinlm.executor import LogitsChoice
+from griffinlm.kernels.soft_cap.operator import soft_cap
 from griffinlm.model.blocks import BlockState, Layout, ResidualBlock
 from griffinlm.model.layers import RMSNorm
 from griffinlm.model.low_rank import RowTerms
@@ -198,10 +199,6 @@ class Griffin(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """float32 logits [B, T, V] of what the blocks gave [B, T, D]."""
-        out = nn.functional.linear(self.final_norm(x), self.embedding.weight).float()
+        out = nn.functional.linear(self.final_norm(x), self.embedding.weight)
         cap = self.config.logit_soft_cap
-        if cap is None:
-            return out
-        if out.requires_grad:
-            return torch.tanh(out / cap) * cap
-        return out.div_(cap).tanh_().mul_(cap)
+        return (out if cap is None else soft_cap(out, cap)).float()

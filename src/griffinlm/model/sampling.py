@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from griffinlm.executor import DRAWN_TEMPERATURES, Draw
-
-BLOCK_TOKENS = 256
-NOT_FINITE = -1
+from griffinlm.kernels.token_draw import operator, reference
 
 
 class Draws(NamedTuple):
@@ -63,39 +61,12 @@ def draw_tokens(logits: Tensor, draws: Draws, has_cuts: bool) -> Tensor:
         has_cuts: whether top-k, top-p and min-p are looked at.
 
     Returns:
-        `NOT_FINITE` where the best logit is not finite.
+        `reference.NOT_FINITE` where the best logit is not finite.
     """
-    best, tokens = logits.max(dim=1)
-    temperatures = draws.temperatures.clamp(*DRAWN_TEMPERATURES)
-    weights = torch.exp((logits - best[:, None]) / temperatures[:, None].float())
-    if has_cuts:
-        weights = torch.where(_kept(logits, temperatures, draws), weights, 0.0)
-    drawn = draw(weights, draws.numbers)
-    return torch.where(best.isfinite(), torch.where(draws.temperatures > 0.0, drawn, tokens), NOT_FINITE)
-
-
-def draw(weights: Tensor, numbers: Tensor) -> Tensor:
-    """In each row the first index at which the running sum of weights passes a share, in [0, 1), of the whole sum.
-
-    Sums are float32 inside blocks and float64 across them. What weighs nothing is never drawn.
-
-    Args:
-        weights: float32 [B, V], not all 0 in any row. numbers: float64 [B], the shares.
-    """
-    missing = -weights.shape[1] % BLOCK_TOKENS
-    blocks = torch.nn.functional.pad(weights, (0, missing)).unflatten(1, (-1, BLOCK_TOKENS))
-    reached = blocks.sum(dim=2).double().cumsum(dim=1)
-    shares = numbers * reached[:, -1]
-    block = _first_above(reached, shares)
-    before = torch.where(block > 0, reached.gather(1, (block - 1).clamp(min=0)[:, None])[:, 0], 0.0)
-    inside = blocks.gather(1, block[:, None, None].expand(-1, 1, BLOCK_TOKENS))[:, 0].double().cumsum(dim=1)
-    return block * BLOCK_TOKENS + _first_above(inside, shares - before)
-
-
-def _first_above(reached: Tensor, numbers: Tensor) -> Tensor:
-    """In each ascending row the first index above its number, at most the first that holds the last value."""
-    is_above = (reached > numbers[:, None]) | (reached == reached[:, -1:])
-    return is_above.to(torch.uint8).argmax(dim=1)
+    if not has_cuts:
+        return operator.draw_tokens(logits, draws.temperatures, draws.numbers)
+    kept = _kept(logits, draws.temperatures.clamp(*DRAWN_TEMPERATURES), draws)
+    return reference.draw_tokens(logits, draws.temperatures, draws.numbers, kept)
 
 
 def _kept(logits: Tensor, temperatures: Tensor, draws: Draws) -> Tensor:

@@ -14,6 +14,7 @@ from griffinlm.kernels.linear_scan.reference import rg_lru
 from griffinlm.kernels.rms_norm.reference import rms_norm
 from griffinlm.kernels.rotation.reference import rotate
 from griffinlm.kernels.short_conv.reference import short_conv
+from griffinlm.kernels.soft_cap.reference import soft_cap as capped
 
 
 class Norm(NamedTuple):
@@ -56,7 +57,7 @@ def linear(
     if residual is not None:
         out = residual + out
     if soft_cap is not None:
-        out = torch.tanh(out / soft_cap) * soft_cap
+        out = capped(out, soft_cap)
     return out.to(dtype or x.dtype)
 
 

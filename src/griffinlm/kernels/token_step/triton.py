@@ -18,6 +18,7 @@ import triton.language as tl
 
 from griffinlm.kernels.gated_gelu import blocked
 from griffinlm.kernels.linear_scan.triton import coefficients, sigmoid, softplus
+from griffinlm.kernels.soft_cap.triton import tanh
 
 LINEAR, CUBIC = tl.constexpr(blocked.LINEAR), tl.constexpr(blocked.CUBIC)
 
@@ -25,14 +26,6 @@ LINEAR, CUBIC = tl.constexpr(blocked.LINEAR), tl.constexpr(blocked.CUBIC)
 @triton.jit
 def _gelu(x):
     return x * sigmoid(x * (LINEAR + CUBIC * x * x))
-
-
-@triton.jit
-def _tanh(x):
-    """2 sigmoid(2 x) - 1, by its series where that has lost its digits."""
-    square = x * x
-    series = x * (1.0 - square * (1.0 / 3 - square * (2.0 / 15 - square * (17.0 / 315))))
-    return tl.where(square < 0.01, series, 2.0 * sigmoid(2.0 * x) - 1.0)
 
 
 @triton.jit
@@ -170,7 +163,7 @@ def linear_kernel(
     if residual_ptr is not None:
         out += tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32)
     if HAS_CAP:
-        out = soft_cap * _tanh(out / soft_cap)
+        out = soft_cap * tanh(out / soft_cap)
     tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
