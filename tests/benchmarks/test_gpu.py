@@ -72,6 +72,23 @@ def test_a_module_that_fails_is_named_at_the_end_and_the_others_run(tmp_path: Pa
     assert last == f"failed: {' '.join(f'{name} (exit 3)' for name in MODULES[1:])} summary"
 
 
+def test_search_for_faster_tiles_times_every_kernel_at_tiny_sizes(tmp_path: Path):
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'benchmarks'}"}
+    command = [sys.executable, "-m", "gpu.tune", "--smoke", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    (record,) = (json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.iterdir())
+    assert not [row for row in record["rows"] if row.keys() & {"failed", "not_measured"}]
+    kernels = {(row["kernel"], row["rows"]) for row in record["summary"]}
+    assert len(kernels) == len(record["summary"]) == 2 * 7 + 2
+    for row in record["summary"]:
+        timed = [
+            one["seconds"] for one in record["rows"] if (one["kernel"], one["rows"]) == (row["kernel"], row["rows"])
+        ]
+        assert len(timed) == 3
+        assert row["times_as_fast"] == pytest.approx(row["seconds"] / min(timed))
+
+
 def test_unknown_option_is_refused():
     done = run("--fast")
     assert done.returncode == 2
