@@ -120,6 +120,18 @@ def decoding_by(attend: Callable[..., Tensor]) -> Iterator[None]:
             setattr(module, name, usual)
 
 
+@contextmanager
+def overlapping() -> Iterator[None]:
+    """Within it each kernel of a step begins while the one before ends."""
+    from griffinlm.kernels.token_step import launch
+
+    kept, launch.OVERLAPS = launch.OVERLAPS, True
+    try:
+        yield
+    finally:
+        launch.OVERLAPS = kept
+
+
 def sdpa_at(position: int) -> Callable[..., Tensor]:
     """torch's own attention over the keys that are there where every row stands at one position."""
 

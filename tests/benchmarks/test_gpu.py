@@ -142,10 +142,10 @@ def test_a_target_is_met_missed_or_not_measured(gpu):
         ],
     }
     found = gpu("targets").targets(tables)
-    assert [row["is_met"] for row in found] == [True, False, None, None, False, None, None, True, None, None]
+    assert [row["is_met"] for row in found] == [True, False, None, None, False, None, None, None, True, None, None]
     assert found[1]["found"] == pytest.approx(0.95)
-    assert found[6]["found"] == pytest.approx(0.8)
-    assert found[7]["found"] == pytest.approx(0.96)
+    assert found[7]["found"] == pytest.approx(0.8)
+    assert found[8]["found"] == pytest.approx(0.96)
 
 
 def test_time_of_an_answer_is_the_area_under_the_steps_timed(throughput):

@@ -47,12 +47,14 @@ INTEGERS = {"reset": "u8", "lengths": "i64", "slots": "i64", "positions": "i64"}
 NOT_DIVISIBLE = ("num_tokens", "num_heads", "num_chunks", "num_splits", "num_rows", "num_frequencies", "num_parts")
 FLOATS = ("scale", "epsilon", "soft_cap", "cap")
 PROCESSORS = 132
+OVERLAPPING_CAPABILITY = 90
+"""From which on a kernel can begin while the one before ends."""
 
 Case = tuple[str, Any, dict[str, Any], dict[str, int], str]
 """What it is, the kernel, its constants, the compiler's options, and the type of activations, or `autocast`."""
 
 
-def cases() -> Iterator[Case]:
+def cases(capability: int) -> Iterator[Case]:
     for dtype, has_lengths in (("bf16", True), ("bf16", False), ("fp32", True), ("autocast", True)):
         yield from scan_cases(dtype, has_lengths)
     for is_reverse in (False, True):
@@ -68,6 +70,9 @@ def cases() -> Iterator[Case]:
     for dtype in ("bf16", "fp32"):
         for num_rows in (1, 16, 64):
             yield from token_step_cases(dtype, num_rows)
+    if capability >= OVERLAPPING_CAPABILITY:
+        for num_rows in (1, 16):
+            yield from token_step_cases("bf16", num_rows, overlaps=True)
     for dtype in ("bf16", "fp32"):
         yield f"soft_cap {dtype}", soft_cap.soft_cap_kernel, {"TILE": soft_cap.TILE}, {}, dtype
     yield "draw_parts", token_draw.parts_kernel, {}, {}, "draw"
@@ -90,7 +95,7 @@ def scan_cases(dtype: str, has_lengths: bool) -> Iterator[Case]:
             yield f"{direction} {what} {dtype}{' lengths' if has_lengths else ''}", kernel, constants, options, dtype
 
 
-def token_step_cases(dtype: str, num_rows: int) -> Iterator[Case]:
+def token_step_cases(dtype: str, num_rows: int, overlaps: bool = False) -> Iterator[Case]:
     """The kernels of a decoder's step at the sizes of RecurrentGemma-2B."""
     plain, none = {"HAS_CAP": False}, None
     for what, kernel, width, num_outputs, others in (
@@ -106,9 +111,10 @@ def token_step_cases(dtype: str, num_rows: int) -> Iterator[Case]:
         else:
             number = torch.bfloat16 if dtype == "bf16" else torch.float32
             tile = token_step_launch.choose_tile(num_rows, number, width, num_outputs, PROCESSORS)
-        constants = token_step_launch.constants(tile, width) | others
-        options = {"num_warps": constants.pop("num_warps")}
-        yield f"{what} {dtype} {num_rows} rows", getattr(token_step, f"{kernel}_kernel"), constants, options, dtype
+        constants = token_step_launch.constants(tile, width) | others | {"OVERLAPS": overlaps, "launch_pdl": overlaps}
+        options = {name: constants.pop(name) for name in ("num_warps", "launch_pdl")}
+        how = ", overlapped" if overlaps else ""
+        yield f"{what} {dtype} {num_rows} rows{how}", getattr(token_step, f"{kernel}_kernel"), constants, options, dtype
 
 
 def type_of(name: str, dtype: str) -> str:
@@ -159,11 +165,13 @@ def report(case: Case, capability: int) -> dict[str, Any]:
         "shared_bytes": compiled.metadata.shared,
         "is_pipelined": "cp.async" in ptx,
         "has_tensor_cores": "mma" in ptx,
+        "waits": ptx.count("griddepcontrol.wait"),
+        "reads_before_waiting": bool(re.search(r"(ld\.global|cp\.async)(?s:.*)griddepcontrol\.wait", ptx)),
         "has_atomics": " atom." in ptx or " red." in ptx,
     }
 
 
 if __name__ == "__main__":
     for capability in map(int, sys.argv[1:]):
-        for case in cases():
+        for case in cases(capability):
             print(json.dumps(report(case, capability)), flush=True)

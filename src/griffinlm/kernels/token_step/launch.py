@@ -24,6 +24,10 @@ TILE_BYTES = 96 * 1024
 """Of all tiles on their way to a program: two programs fit on a processor."""
 
 
+OVERLAPS = False
+"""Whether each kernel begins while the one before ends, which GPUs of compute capability 9.0 can do."""
+
+
 class Tile(NamedTuple):
     """What a program has at a time. All but the last are powers of two."""
 
@@ -76,6 +80,8 @@ def constants(tile: Tile, width: int) -> dict[str, int]:
         "OUTPUTS": tile.num_outputs,
         "INPUTS": tile.num_inputs,
         "NUM_STAGES": tile.num_stages,
+        "OVERLAPS": OVERLAPS,
+        "launch_pdl": OVERLAPS,
         "num_warps": tile.num_warps,
     }
 

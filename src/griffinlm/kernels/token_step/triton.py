@@ -20,12 +20,25 @@ from griffinlm.kernels.gated_gelu import blocked
 from griffinlm.kernels.linear_scan.triton import coefficients, sigmoid, softplus
 from griffinlm.kernels.soft_cap.triton import tanh
 
+CACHE_LINE_BYTES = tl.constexpr(128)
 LINEAR, CUBIC = tl.constexpr(blocked.LINEAR), tl.constexpr(blocked.CUBIC)
 
 
 @triton.jit
 def _gelu(x):
     return x * sigmoid(x * (LINEAR + CUBIC * x * x))
+
+
+@triton.jit
+def _begin_early(matrix_ptr, outputs, is_output, OUTPUTS: tl.constexpr, WIDTH: tl.constexpr):
+    """Brings rows of a matrix into the cache, which the kernel before does not change, while that one ends."""
+    LINE: tl.constexpr = CACHE_LINE_BYTES * 8 // matrix_ptr.dtype.element_ty.primitive_bitwidth
+    LINES: tl.constexpr = triton.next_power_of_2(triton.cdiv(WIDTH, LINE))
+    at = tl.minimum(tl.arange(0, LINES) * LINE, WIDTH - 1)[None, :]
+    rows = tl.where(is_output, outputs, 0).to(tl.int64)[:, None] * WIDTH
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [matrix_ptr + rows + at], tl.int32, is_pure=False, pack=1
+    )
 
 
 @triton.jit
@@ -39,14 +52,15 @@ def _products(
     is_output,
     num_rows,
     row_stride,
-    output_stride,
-    input_stride,
+    output_stride: tl.constexpr,
+    input_stride: tl.constexpr,
     epsilon,
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
     NUM_STAGES: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
     """norm(x) W^T [ROWS, OUTPUTS] in float32 for outputs of one matrix or of two; rows that are not there give 0.
 
@@ -55,8 +69,17 @@ def _products(
         norm_ptr: scale of the norm; None is no norm.
         second_ptr: None is one matrix, whose product is given twice.
         first_outputs, second_outputs, is_output: [OUTPUTS], rows of the matrices, and which of them are there.
+        OVERLAPS: the kernel begins while the one before ends, and lets the next one do so. Nothing that another kernel
+            has written may be read before this function is called.
     """
     HAS_SECOND: tl.constexpr = second_ptr is not None
+    if OVERLAPS:
+        tl.extra.cuda.gdc_launch_dependents()
+        if input_stride == 1:
+            _begin_early(first_ptr, first_outputs, is_output, OUTPUTS, WIDTH)
+            if HAS_SECOND:
+                _begin_early(second_ptr, second_outputs, is_output, OUTPUTS, WIDTH)
+        tl.extra.cuda.gdc_wait()
     rows = tl.arange(0, ROWS)
     is_row = (rows < num_rows)[:, None]
     first_rows = first_outputs.to(tl.int64)[:, None] * output_stride
@@ -133,6 +156,7 @@ def linear_kernel(
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
     NUM_STAGES: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
     """`reference.linear`."""
     outputs = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
@@ -155,6 +179,7 @@ def linear_kernel(
         OUTPUTS,
         INPUTS,
         NUM_STAGES,
+        OVERLAPS,
     )
     out = _added_bias(out, bias_ptr, outputs, is_output)
     rows = tl.arange(0, ROWS)[:, None]
@@ -184,6 +209,7 @@ def gated_hidden_kernel(
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
     NUM_STAGES: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
     """`reference.gated_hidden`."""
     outputs = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
@@ -206,6 +232,7 @@ def gated_hidden_kernel(
         OUTPUTS,
         INPUTS,
         NUM_STAGES,
+        OVERLAPS,
     )
     out = _gelu(_added_bias(gate, gate_bias_ptr, outputs, is_output)) * _added_bias(up, up_bias_ptr, outputs, is_output)
     rows = tl.arange(0, ROWS)[:, None]
@@ -237,6 +264,7 @@ def recurrent_inputs_kernel(
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
     NUM_STAGES: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
     """`reference.recurrent_inputs`; a program has its channels' part of the tails to itself."""
     outputs = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
@@ -259,6 +287,7 @@ def recurrent_inputs_kernel(
         OUTPUTS,
         INPUTS,
         NUM_STAGES,
+        OVERLAPS,
     )
     gate = _gelu(_added_bias(gate, gate_bias_ptr, outputs, is_output))
     # What the tail will hold is what is seen now.
@@ -309,6 +338,7 @@ def recurrent_outputs_kernel(
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
     NUM_STAGES: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
     """`reference.recurrent_outputs`; WIDTH inputs and outputs of one block of the gates, whose outputs lie together."""
     block = tl.program_id(1)
@@ -333,6 +363,7 @@ def recurrent_outputs_kernel(
         OUTPUTS,
         INPUTS,
         NUM_STAGES,
+        OVERLAPS,
     )
     channels = block * WIDTH + outputs
     input_gate = _added_bias(input_gate, input_gate_bias_ptr, channels, is_output)
@@ -377,6 +408,7 @@ def attention_inputs_kernel(
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
     NUM_STAGES: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
     """`reference.attention_inputs`, a program for pairs of channels of one head; the last two heads are key and value.
 
@@ -418,6 +450,7 @@ def attention_inputs_kernel(
         OUTPUTS,
         INPUTS,
         NUM_STAGES,
+        OVERLAPS,
     )
     rows = tl.arange(0, ROWS)[:, None]
     is_row = rows < num_rows
