@@ -125,11 +125,11 @@ def overlapping() -> Iterator[None]:
     """Within it each kernel of a step begins while the one before ends."""
     from griffinlm.kernels.token_step import launch
 
-    kept, launch.OVERLAPS = launch.OVERLAPS, True
+    kept, launch.BEGINS_EARLY = launch.BEGINS_EARLY, True
     try:
         yield
     finally:
-        launch.OVERLAPS = kept
+        launch.BEGINS_EARLY = kept
 
 
 def sdpa_at(position: int) -> Callable[..., Tensor]:

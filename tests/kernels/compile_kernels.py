@@ -111,7 +111,7 @@ def token_step_cases(dtype: str, num_rows: int, overlaps: bool = False) -> Itera
         else:
             number = torch.bfloat16 if dtype == "bf16" else torch.float32
             tile = token_step_launch.choose_tile(num_rows, number, width, num_outputs, PROCESSORS)
-        constants = token_step_launch.constants(tile, width) | others | {"OVERLAPS": overlaps, "launch_pdl": overlaps}
+        constants = token_step_launch.constants(tile, width) | others | {"EARLY": overlaps, "launch_pdl": overlaps}
         options = {name: constants.pop(name) for name in ("num_warps", "launch_pdl")}
         how = ", overlapped" if overlaps else ""
         yield f"{what} {dtype} {num_rows} rows{how}", getattr(token_step, f"{kernel}_kernel"), constants, options, dtype

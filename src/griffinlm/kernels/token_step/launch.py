@@ -24,7 +24,7 @@ TILE_BYTES = 96 * 1024
 """Of all tiles on their way to a program: two programs fit on a processor."""
 
 
-OVERLAPS = False
+BEGINS_EARLY = False
 """Whether each kernel begins while the one before ends, which GPUs of compute capability 9.0 can do."""
 
 
@@ -79,9 +79,9 @@ def constants(tile: Tile, width: int) -> dict[str, int]:
         "ROWS": tile.num_rows,
         "OUTPUTS": tile.num_outputs,
         "INPUTS": tile.num_inputs,
-        "NUM_STAGES": tile.num_stages,
-        "OVERLAPS": OVERLAPS,
-        "launch_pdl": OVERLAPS,
+        "STAGES": tile.num_stages,
+        "EARLY": BEGINS_EARLY,
+        "launch_pdl": BEGINS_EARLY,
         "num_warps": tile.num_warps,
     }
 

@@ -59,8 +59,8 @@ def _products(
     ROWS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
-    NUM_STAGES: tl.constexpr,
-    OVERLAPS: tl.constexpr,
+    STAGES: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """norm(x) W^T [ROWS, OUTPUTS] in float32 for outputs of one matrix or of two; rows that are not there give 0.
 
@@ -69,11 +69,11 @@ def _products(
         norm_ptr: scale of the norm; None is no norm.
         second_ptr: None is one matrix, whose product is given twice.
         first_outputs, second_outputs, is_output: [OUTPUTS], rows of the matrices, and which of them are there.
-        OVERLAPS: the kernel begins while the one before ends, and lets the next one do so. Nothing that another kernel
+        EARLY: the kernel begins while the one before ends, and lets the next one do so. Nothing that another kernel
             has written may be read before this function is called.
     """
     HAS_SECOND: tl.constexpr = second_ptr is not None
-    if OVERLAPS:
+    if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
         if input_stride == 1:
             _begin_early(first_ptr, first_outputs, is_output, OUTPUTS, WIDTH)
@@ -92,7 +92,7 @@ def _products(
         squares = tl.full([ROWS, 1], 0.0, tl.float32)
         first = tl.full([ROWS, OUTPUTS], 0.0, tl.float32)
         second = tl.full([ROWS, OUTPUTS], 0.0, tl.float32)
-    for start in tl.range(0, WIDTH, INPUTS, num_stages=NUM_STAGES):
+    for start in tl.range(0, WIDTH, INPUTS, num_stages=STAGES):
         inputs = (start + tl.arange(0, INPUTS))[None, :]
         is_input = inputs < WIDTH
         is_weight = is_output[:, None] & is_input
@@ -131,6 +131,48 @@ def _products(
 
 
 @triton.jit
+def _row_products(
+    x_ptr,
+    norm_ptr,
+    first_ptr,
+    second_ptr,
+    num_rows,
+    num_outputs,
+    epsilon,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    STAGES: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    """`_products` for this program's outputs of matrices whose rows lie together; then these, and which are there."""
+    outputs = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    is_output = outputs < num_outputs
+    first, second = _products(
+        x_ptr,
+        norm_ptr,
+        first_ptr,
+        second_ptr,
+        outputs,
+        outputs,
+        is_output,
+        num_rows,
+        WIDTH,
+        WIDTH,
+        1,
+        epsilon,
+        WIDTH,
+        ROWS,
+        OUTPUTS,
+        INPUTS,
+        STAGES,
+        EARLY,
+    )
+    return first, second, outputs, is_output
+
+
+@triton.jit
 def _added_bias(out, bias_ptr, outputs, is_output):
     if bias_ptr is None:
         return out
@@ -155,31 +197,12 @@ def linear_kernel(
     ROWS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
-    NUM_STAGES: tl.constexpr,
-    OVERLAPS: tl.constexpr,
+    STAGES: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """`reference.linear`."""
-    outputs = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
-    is_output = outputs < num_outputs
-    out, _ = _products(
-        x_ptr,
-        norm_ptr,
-        weight_ptr,
-        None,
-        outputs,
-        outputs,
-        is_output,
-        num_rows,
-        WIDTH,
-        WIDTH,
-        1,
-        epsilon,
-        WIDTH,
-        ROWS,
-        OUTPUTS,
-        INPUTS,
-        NUM_STAGES,
-        OVERLAPS,
+    out, _, outputs, is_output = _row_products(
+        x_ptr, norm_ptr, weight_ptr, None, num_rows, num_outputs, epsilon, WIDTH, ROWS, OUTPUTS, INPUTS, STAGES, EARLY
     )
     out = _added_bias(out, bias_ptr, outputs, is_output)
     rows = tl.arange(0, ROWS)[:, None]
@@ -208,31 +231,12 @@ def gated_hidden_kernel(
     ROWS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
-    NUM_STAGES: tl.constexpr,
-    OVERLAPS: tl.constexpr,
+    STAGES: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """`reference.gated_hidden`."""
-    outputs = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
-    is_output = outputs < num_outputs
-    gate, up = _products(
-        x_ptr,
-        norm_ptr,
-        gate_ptr,
-        up_ptr,
-        outputs,
-        outputs,
-        is_output,
-        num_rows,
-        WIDTH,
-        WIDTH,
-        1,
-        epsilon,
-        WIDTH,
-        ROWS,
-        OUTPUTS,
-        INPUTS,
-        NUM_STAGES,
-        OVERLAPS,
+    gate, up, outputs, is_output = _row_products(
+        x_ptr, norm_ptr, gate_ptr, up_ptr, num_rows, num_outputs, epsilon, WIDTH, ROWS, OUTPUTS, INPUTS, STAGES, EARLY
     )
     out = _gelu(_added_bias(gate, gate_bias_ptr, outputs, is_output)) * _added_bias(up, up_bias_ptr, outputs, is_output)
     rows = tl.arange(0, ROWS)[:, None]
@@ -263,31 +267,12 @@ def recurrent_inputs_kernel(
     ROWS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
-    NUM_STAGES: tl.constexpr,
-    OVERLAPS: tl.constexpr,
+    STAGES: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """`reference.recurrent_inputs`; a program has its channels' part of the tails to itself."""
-    outputs = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
-    is_output = outputs < num_outputs
-    read, gate = _products(
-        x_ptr,
-        norm_ptr,
-        into_ptr,
-        gate_ptr,
-        outputs,
-        outputs,
-        is_output,
-        num_rows,
-        WIDTH,
-        WIDTH,
-        1,
-        epsilon,
-        WIDTH,
-        ROWS,
-        OUTPUTS,
-        INPUTS,
-        NUM_STAGES,
-        OVERLAPS,
+    read, gate, outputs, is_output = _row_products(
+        x_ptr, norm_ptr, into_ptr, gate_ptr, num_rows, num_outputs, epsilon, WIDTH, ROWS, OUTPUTS, INPUTS, STAGES, EARLY
     )
     gate = _gelu(_added_bias(gate, gate_bias_ptr, outputs, is_output))
     # What the tail will hold is what is seen now.
@@ -337,8 +322,8 @@ def recurrent_outputs_kernel(
     ROWS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
-    NUM_STAGES: tl.constexpr,
-    OVERLAPS: tl.constexpr,
+    STAGES: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """`reference.recurrent_outputs`; WIDTH inputs and outputs of one block of the gates, whose outputs lie together."""
     block = tl.program_id(1)
@@ -362,8 +347,8 @@ def recurrent_outputs_kernel(
         ROWS,
         OUTPUTS,
         INPUTS,
-        NUM_STAGES,
-        OVERLAPS,
+        STAGES,
+        EARLY,
     )
     channels = block * WIDTH + outputs
     input_gate = _added_bias(input_gate, input_gate_bias_ptr, channels, is_output)
@@ -407,8 +392,8 @@ def attention_inputs_kernel(
     ROWS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
-    NUM_STAGES: tl.constexpr,
-    OVERLAPS: tl.constexpr,
+    STAGES: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """`reference.attention_inputs`, a program for pairs of channels of one head; the last two heads are key and value.
 
@@ -449,8 +434,8 @@ def attention_inputs_kernel(
         ROWS,
         OUTPUTS,
         INPUTS,
-        NUM_STAGES,
-        OVERLAPS,
+        STAGES,
+        EARLY,
     )
     rows = tl.arange(0, ROWS)[:, None]
     is_row = rows < num_rows
