@@ -114,7 +114,7 @@ def _by(tile: step.Tile, call: Callable[[], Any]) -> Any:
 
 
 def scan_cases(bench: Bench, shape: tuple[int, int, int]) -> Iterator[Case]:
-    inputs = [*draw(bench, shape, bench.dtype).values(), None]
+    inputs: list[Any] = [*draw(bench, shape, bench.dtype).values(), None]
     y = torch.randn_like(inputs[0])
     final = torch.randn_like(inputs[5])
     num_bytes, processors = y.numel() * bench.dtype.itemsize, num_processors(bench.device)
