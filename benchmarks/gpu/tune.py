@@ -114,17 +114,17 @@ def _by(tile: step.Tile, call: Callable[[], Any]) -> Any:
 
 
 def scan_cases(bench: Bench, shape: tuple[int, int, int]) -> Iterator[Case]:
-    inputs: list[Any] = [*draw(bench, shape, bench.dtype).values(), None]
-    y = torch.randn_like(inputs[0])
-    final = torch.randn_like(inputs[5])
-    num_bytes, processors = y.numel() * bench.dtype.itemsize, num_processors(bench.device)
-    forward = scan.choose_tiling(scan.FORWARD, *shape, processors)
-    backward = scan.choose_tiling(scan.BACKWARD, *shape, processors)
+    x, input_gate, recurrence_gate, a_param, reset, initial = draw(bench, shape, bench.dtype).values()
+    inputs = (x, input_gate, recurrence_gate, a_param, reset, initial, None)
+    outputs = (torch.randn_like(x), torch.randn_like(x), torch.randn_like(initial))
+    num_bytes, processors = x.numel() * bench.dtype.itemsize, num_processors(bench.device)
     name = "x".join(map(str, shape))
+    tile = scan.choose_tiling(scan.FORWARD, *shape, processors)
     calls = [lambda tile: scan.forward(*inputs, tile)[0]]
-    yield Case(f"scan forward {name}", shape[0], forward, SCAN_SIZES, FORWARD_NUMBERS * num_bytes, calls)
-    calls = [lambda tile: scan.backward(*inputs, y, y, final, tile)[0]]
-    yield Case(f"scan backward {name}", shape[0], backward, SCAN_SIZES, BACKWARD_NUMBERS * num_bytes, calls)
+    yield Case(f"scan forward {name}", shape[0], tile, SCAN_SIZES, FORWARD_NUMBERS * num_bytes, calls)
+    tile = scan.choose_tiling(scan.BACKWARD, *shape, processors)
+    calls = [lambda tile: scan.backward(*inputs, *outputs, tile)[0]]
+    yield Case(f"scan backward {name}", shape[0], tile, SCAN_SIZES, BACKWARD_NUMBERS * num_bytes, calls)
 
 
 def cases(bench: Bench) -> Iterator[Case]:
