@@ -32,7 +32,7 @@ from griffinlm.model.griffin import Griffin
 
 MODELS = ("recurrentgemma-2b", "gemma-2b")
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
-COMPARED_BATCHES = (1, 8, 64)
+COMPARED_BATCHES = (1, 16, 32, 64)
 OVERLAPPING_CAPABILITY = (9, 0)
 POSITION, ROOM = 4096, 64
 CHECKED_LAYERS, CHECKED_TOKENS, ALLOWED = 3, 5, 5e-2

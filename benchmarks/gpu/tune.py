@@ -25,7 +25,7 @@ from griffinlm.model.cuda_graph import Program
 
 COLD_BYTES = 1 << 29
 """Matrices of a graph together: several times what a cache holds."""
-ROWS = (1, 16, 64)
+ROWS = (1, 16, 32)
 SCAN_SHAPES = ((8, 8192, 2560), (1, 8192, 2560))
 MOST_ROUNDS, MOST_NEIGHBOURS = 4, 16
 SMOKE_ROUNDS, SMOKE_NEIGHBOURS = 1, 2

@@ -67,9 +67,8 @@ def cases(capability: int) -> Iterator[Case]:
         yield f"split {dtype}", local_attention.split_kernel, sizes, options, dtype
         most = {"SPLITS": local_attention.MOST_SPLITS, "HEAD": 256}
         yield f"join {dtype}", local_attention.join_kernel, most, {}, dtype
-    for dtype in ("bf16", "fp32"):
-        for num_rows in (1, 16, 64):
-            yield from token_step_cases(dtype, num_rows)
+    for dtype, num_rows in (("fp32", 1), ("bf16", 1), ("bf16", 16), ("bf16", 32), ("bf16", 64)):
+        yield from token_step_cases(dtype, num_rows)
     if capability >= OVERLAPPING_CAPABILITY:
         for num_rows in (1, 16):
             yield from token_step_cases("bf16", num_rows, overlaps=True)
@@ -111,8 +110,8 @@ def token_step_cases(dtype: str, num_rows: int, overlaps: bool = False) -> Itera
         else:
             number = torch.bfloat16 if dtype == "bf16" else torch.float32
             tile = token_step_launch.choose_tile(num_rows, number, width, num_outputs, PROCESSORS)
-        constants = token_step_launch.constants(tile, width) | others | {"EARLY": overlaps, "launch_pdl": overlaps}
-        options = {name: constants.pop(name) for name in ("num_warps", "launch_pdl")}
+        constants = token_step_launch.constants(tile, width) | others | {"EARLY": overlaps}
+        options = {"num_warps": constants.pop("num_warps"), "launch_pdl": overlaps}
         how = ", overlapped" if overlaps else ""
         yield f"{what} {dtype} {num_rows} rows{how}", getattr(token_step, f"{kernel}_kernel"), constants, options, dtype
 
@@ -161,6 +160,7 @@ def report(case: Case, capability: int) -> dict[str, Any]:
         "kernel": what,
         "capability": capability,
         "registers": int(registers[1]),
+        "num_threads": 32 * options.get("num_warps", 4),
         "spill_bytes": int(spills[1]) + int(spills[2]),
         "shared_bytes": compiled.metadata.shared,
         "is_pipelined": "cp.async" in ptx,

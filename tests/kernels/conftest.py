@@ -14,9 +14,16 @@ from device import HAS_GPU
 collect_ignore = [] if HAS_GPU else ["test_on_gpu.py"]
 
 KERNELS = tuple(
-    # In this order: a step takes functions of the scan and of the cap.
-    f"griffinlm.kernels.{operator}.triton"
-    for operator in ("linear_scan", "local_attention", "soft_cap", "token_step", "token_draw")
+    # In this order: those of a step take functions of the others.
+    f"griffinlm.kernels.{module}"
+    for module in (
+        "linear_scan.triton",
+        "local_attention.triton",
+        "soft_cap.triton",
+        "token_draw.triton",
+        "token_step.triton_products",
+        "token_step.triton",
+    )
 )
 
 

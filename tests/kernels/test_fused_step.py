@@ -106,9 +106,11 @@ def test_in_bfloat16_nothing_is_lost_that_the_models_operators_keep(num_rows, wi
 
 def test_steps_are_fused_where_it_is_worth_while():
     config = small_config("Griffin")
-    for dtype, most in ((torch.bfloat16, 64), (torch.float16, 64), (torch.float32, 1)):
+    for dtype, most in ((torch.bfloat16, 32), (torch.float32, 1)):
         assert [is_fused(config, dtype, rows) for rows in (1, most, most + 1)] == [True, True, False]
     assert not is_fused(config, torch.float64, 1)
+    # A norm's scale is applied before its division by the root of the mean, which could be too much for float16.
+    assert not is_fused(config, torch.float16, 1)
     for rank in (0, 2):
         recursive = small_config("Griffin", RecursionConfig(num_loops=2, rank=rank))
         assert is_fused(recursive, torch.bfloat16, 4) == (rank == 0)

@@ -18,8 +18,9 @@ TILE = 2048
 def tanh(x):
     """2 sigmoid(2 x) - 1, by its series where that has lost its digits."""
     square = x * x
-    series = x * (1.0 - square * (1.0 / 3 - square * (2.0 / 15 - square * (17.0 / 315))))
-    return tl.where(square < 0.01, series, 2.0 * sigmoid(2.0 * x) - 1.0)
+    series = 2.0 / 15 - square * (17.0 / 315 - square * (62.0 / 2835))
+    series = x * (1.0 - square * (1.0 / 3 - square * series))
+    return tl.where(square < 0.0625, series, 2.0 * sigmoid(2.0 * x) - 1.0)
 
 
 @triton.jit

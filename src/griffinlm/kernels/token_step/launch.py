@@ -41,7 +41,9 @@ class Tile(NamedTuple):
 
 
 def choose_tile(num_rows: int, dtype: torch.dtype, width: int, num_outputs: int, num_processors: int) -> Tile:
-    """For products of rows with one matrix or two, each of so many inputs and outputs.
+    """For products of rows with one matrix or two, each of so many inputs and outputs; several rows in 16 bits.
+
+    Rows of float32 have no tensor cores: they are right, but spill registers.
 
     Outputs of a program are few, so that all processors have programs; more where there are many times as many.
     """
@@ -58,8 +60,8 @@ def choose_tile(num_rows: int, dtype: torch.dtype, width: int, num_outputs: int,
     inputs = (512 if rows <= 32 else 256) // dtype.itemsize
     inputs = min(inputs, max(16, _next_power_of_two(width)))
     stages = TILE_BYTES // ((rows + 2 * outputs) * inputs * dtype.itemsize)
-    # A warp of tensor cores has 16 rows and 8 outputs; without them the registers of few threads do not hold a tile.
-    num_warps = min(rows * outputs // 128, 8) if dtype.itemsize == 2 else 8
+    # A warp of tensor cores has 16 rows and 8 outputs.
+    num_warps = min(rows * outputs // 128, 4 if rows <= 32 else 8)
     return Tile(rows, outputs, inputs, num_warps, num_stages=min(max(stages, 2), 5))
 
 
@@ -74,14 +76,15 @@ def choose_gate_tile(num_rows: int, width: int) -> Tile:
 
 def constants(tile: Tile, width: int) -> dict[str, int]:
     """What the kernels are compiled for."""
+    early = {"launch_pdl": True} if BEGINS_EARLY else {}
     return {
+        **early,
         "WIDTH": width,
         "ROWS": tile.num_rows,
         "OUTPUTS": tile.num_outputs,
         "INPUTS": tile.num_inputs,
         "STAGES": tile.num_stages,
         "EARLY": BEGINS_EARLY,
-        "launch_pdl": BEGINS_EARLY,
         "num_warps": tile.num_warps,
     }
 
@@ -96,7 +99,7 @@ def linear(
 ) -> Tensor:
     """`reference.linear`."""
     num_outputs, width = layer.weight.shape
-    tile = _tile(x, width, num_outputs)
+    tile = _tile(x, num_outputs, layer)
     out = x.new_empty(len(x), num_outputs, dtype=dtype or x.dtype)
     scale, epsilon = norm or (None, 0.0)
     sizes = (len(x), num_outputs, epsilon, soft_cap or 0.0, soft_cap is not None)
@@ -110,7 +113,7 @@ def linear(
 def gated_hidden(x: Tensor, norm: Norm, gate: Linear, up: Linear) -> Tensor:
     """`reference.gated_hidden`."""
     num_outputs, width = gate.weight.shape
-    tile = _tile(x, width, num_outputs)
+    tile = _tile(x, num_outputs, gate, up)
     out = x.new_empty(len(x), num_outputs)
     with torch.cuda.device_of(x):
         kernels.gated_hidden_kernel[(_parts(num_outputs, tile),)](
@@ -131,7 +134,7 @@ def recurrent_inputs(
 ) -> tuple[Tensor, Tensor]:
     """`reference.recurrent_inputs`."""
     num_outputs, width = into.weight.shape
-    tile = _tile(x, width, num_outputs)
+    tile = _tile(x, num_outputs, into, gate)
     u, gates = x.new_empty(len(x), num_outputs), x.new_empty(len(x), num_outputs)
     inputs = (x, norm.scale, *into, *gate, *taps, tails, slots, positions)
     sizes = (len(x), num_outputs, norm.epsilon, len(taps.weight))
@@ -154,6 +157,7 @@ def recurrent_outputs(
 ) -> Tensor:
     """`reference.recurrent_outputs`."""
     num_blocks, width, _ = input_gate.weight.shape
+    assert all(given.is_contiguous() for given in (u, gate, input_gate.weight, recurrence_gate.weight))
     tile = choose_gate_tile(len(u), width)
     out = torch.empty_like(u)
     inputs = (u, gate, *input_gate, *recurrence_gate, a_param, hidden, slots, positions)
@@ -170,7 +174,7 @@ def attention_inputs(
     """`reference.attention_inputs`."""
     head_size, width = key.weight.shape
     num_heads = len(query.weight) // head_size
-    tile = _tile(x, width, (num_heads + 2) * head_size // 2)
+    tile = _tile(x, (num_heads + 2) * head_size // 2, query, key, value)
     queries = x.new_empty(len(x), num_heads, head_size)
     keys, values = (x.new_empty(len(x), head_size) for _ in range(2))
     weights = (layer.weight for layer in (query, key, value))
@@ -183,8 +187,9 @@ def attention_inputs(
     return queries, keys, values
 
 
-def _tile(x: Tensor, width: int, num_outputs: int) -> Tile:
-    return choose_tile(len(x), x.dtype, width, num_outputs, num_processors(x.device))
+def _tile(x: Tensor, num_outputs: int, *layers: Linear) -> Tile:
+    assert all(given.is_contiguous() for given in (x, *(layer.weight for layer in layers)))
+    return choose_tile(len(x), x.dtype, layers[0].weight.shape[1], num_outputs, num_processors(x.device))
 
 
 def _parts(num_outputs: int, tile: Tile) -> int:

@@ -1,8 +1,7 @@
 """A decoder's step on a GPU in few kernels: each reads one or two matrices once and does all up to the next ones.
 
-A program has some outputs of all rows. One row is multiplied number by number, each thread along the inputs; more rows
-on tensor cores. The norm in front costs no pass of its own: its scale is applied to what is multiplied, and the mean
-of squares, found on the way, to the sums. Everything is float32 but what tensor cores multiply and what is written.
+A program has some outputs of all rows. What stands around a product is asked for before the matrices, so that nothing
+waits for memory twice. Everything is float32 but what tensor cores multiply and what is written.
 
 Not handled here: more rows than one tile has, gradients, float64, tensors that are not contiguous.
 """
@@ -11,7 +10,6 @@ Not handled here: more rows than one tile has, gradients, float64, tensors that 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 # pyright: reportReturnType=false, reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 # pyright: reportPossiblyUnboundVariable=false, reportOperatorIssue=false, reportIndexIssue=false
-# pyright: reportAssignmentType=false
 
 import triton
 import triton.language as tl
@@ -19,8 +17,8 @@ import triton.language as tl
 from griffinlm.kernels.gated_gelu import blocked
 from griffinlm.kernels.linear_scan.triton import coefficients, sigmoid, softplus
 from griffinlm.kernels.soft_cap.triton import tanh
+from griffinlm.kernels.token_step.triton_products import begin_early, products, row_products
 
-CACHE_LINE_BYTES = tl.constexpr(128)
 LINEAR, CUBIC = tl.constexpr(blocked.LINEAR), tl.constexpr(blocked.CUBIC)
 
 
@@ -30,154 +28,12 @@ def _gelu(x):
 
 
 @triton.jit
-def _begin_early(matrix_ptr, outputs, is_output, OUTPUTS: tl.constexpr, WIDTH: tl.constexpr):
-    """Brings rows of a matrix into the cache, which the kernel before does not change, while that one ends."""
-    LINE: tl.constexpr = CACHE_LINE_BYTES * 8 // matrix_ptr.dtype.element_ty.primitive_bitwidth
-    LINES: tl.constexpr = triton.next_power_of_2(triton.cdiv(WIDTH, LINE))
-    at = tl.minimum(tl.arange(0, LINES) * LINE, WIDTH - 1)[None, :]
-    rows = tl.where(is_output, outputs, 0).to(tl.int64)[:, None] * WIDTH
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [matrix_ptr + rows + at], tl.int32, is_pure=False, pack=1
-    )
-
-
-@triton.jit
-def _products(
-    x_ptr,
-    norm_ptr,
-    first_ptr,
-    second_ptr,
-    first_outputs,
-    second_outputs,
-    is_output,
-    num_rows,
-    row_stride,
-    output_stride: tl.constexpr,
-    input_stride: tl.constexpr,
-    epsilon,
-    WIDTH: tl.constexpr,
-    ROWS: tl.constexpr,
-    OUTPUTS: tl.constexpr,
-    INPUTS: tl.constexpr,
-    STAGES: tl.constexpr,
-    EARLY: tl.constexpr,
-):
-    """norm(x) W^T [ROWS, OUTPUTS] in float32 for outputs of one matrix or of two; rows that are not there give 0.
-
-    Args:
-        x_ptr: rows of WIDTH inputs, `row_stride` apart.
-        norm_ptr: scale of the norm; None is no norm.
-        second_ptr: None is one matrix, whose product is given twice.
-        first_outputs, second_outputs, is_output: [OUTPUTS], rows of the matrices, and which of them are there.
-        EARLY: the kernel begins while the one before ends, and lets the next one do so. Nothing that another kernel
-            has written may be read before this function is called.
-    """
-    HAS_SECOND: tl.constexpr = second_ptr is not None
-    if EARLY:
-        tl.extra.cuda.gdc_launch_dependents()
-        if input_stride == 1:
-            _begin_early(first_ptr, first_outputs, is_output, OUTPUTS, WIDTH)
-            if HAS_SECOND:
-                _begin_early(second_ptr, second_outputs, is_output, OUTPUTS, WIDTH)
-        tl.extra.cuda.gdc_wait()
-    rows = tl.arange(0, ROWS)
-    is_row = (rows < num_rows)[:, None]
-    first_rows = first_outputs.to(tl.int64)[:, None] * output_stride
-    second_rows = second_outputs.to(tl.int64)[:, None] * output_stride
-    if ROWS == 1:
-        squares = tl.full([1, INPUTS], 0.0, tl.float32)
-        first = tl.full([OUTPUTS, INPUTS], 0.0, tl.float32)
-        second = tl.full([OUTPUTS, INPUTS], 0.0, tl.float32)
+def _vector(vector_ptr, at, mask):
+    """[1, n] in float32; None is zeros."""
+    if vector_ptr is None:
+        return tl.full(at.shape, 0.0, tl.float32)[None, :]
     else:
-        squares = tl.full([ROWS, 1], 0.0, tl.float32)
-        first = tl.full([ROWS, OUTPUTS], 0.0, tl.float32)
-        second = tl.full([ROWS, OUTPUTS], 0.0, tl.float32)
-    for start in tl.range(0, WIDTH, INPUTS, num_stages=STAGES):
-        inputs = (start + tl.arange(0, INPUTS))[None, :]
-        is_input = inputs < WIDTH
-        is_weight = is_output[:, None] & is_input
-        weights = tl.load(first_ptr + first_rows + inputs * input_stride, mask=is_weight, other=0.0)
-        if HAS_SECOND:
-            others = tl.load(second_ptr + second_rows + inputs * input_stride, mask=is_weight, other=0.0)
-        x = tl.load(x_ptr + rows[:, None] * row_stride + inputs, mask=is_row & is_input, other=0.0)
-        if norm_ptr is not None:
-            precise = x.to(tl.float32)
-            scale = 1.0 + tl.load(norm_ptr + inputs, mask=is_input, other=0.0).to(tl.float32)
-            if ROWS == 1:
-                squares += precise * precise
-            else:
-                squares += tl.sum(precise * precise, axis=1, keep_dims=True)
-            x = (precise * scale).to(x.dtype) if ROWS > 1 else precise * scale
-        if ROWS == 1:
-            first += weights.to(tl.float32) * x.to(tl.float32)
-            if HAS_SECOND:
-                second += others.to(tl.float32) * x.to(tl.float32)
-        else:
-            first = tl.dot(x, tl.trans(weights), first, input_precision="ieee")
-            if HAS_SECOND:
-                second = tl.dot(x, tl.trans(others), second, input_precision="ieee")
-    if ROWS == 1:
-        squares = tl.sum(squares, axis=1, keep_dims=True)
-        first = tl.sum(first, axis=1)[None, :]
-        if HAS_SECOND:
-            second = tl.sum(second, axis=1)[None, :]
-    if norm_ptr is not None:
-        inverse = tl.rsqrt(squares / WIDTH + epsilon)
-        first *= inverse
-        second *= inverse
-    if not HAS_SECOND:
-        second = first
-    return first, second
-
-
-@triton.jit
-def _row_products(
-    x_ptr,
-    norm_ptr,
-    first_ptr,
-    second_ptr,
-    num_rows,
-    num_outputs,
-    epsilon,
-    WIDTH: tl.constexpr,
-    ROWS: tl.constexpr,
-    OUTPUTS: tl.constexpr,
-    INPUTS: tl.constexpr,
-    STAGES: tl.constexpr,
-    EARLY: tl.constexpr,
-):
-    """`_products` for this program's outputs of matrices whose rows lie together; then these, and which are there."""
-    outputs = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
-    is_output = outputs < num_outputs
-    first, second = _products(
-        x_ptr,
-        norm_ptr,
-        first_ptr,
-        second_ptr,
-        outputs,
-        outputs,
-        is_output,
-        num_rows,
-        WIDTH,
-        WIDTH,
-        1,
-        epsilon,
-        WIDTH,
-        ROWS,
-        OUTPUTS,
-        INPUTS,
-        STAGES,
-        EARLY,
-    )
-    return first, second, outputs, is_output
-
-
-@triton.jit
-def _added_bias(out, bias_ptr, outputs, is_output):
-    if bias_ptr is None:
-        return out
-    else:
-        return out + tl.load(bias_ptr + outputs, mask=is_output, other=0.0).to(tl.float32)[None, :]
+        return tl.load(vector_ptr + at, mask=mask, other=0.0).to(tl.float32)[None, :]
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -201,15 +57,20 @@ def linear_kernel(
     EARLY: tl.constexpr,
 ):
     """`reference.linear`."""
-    out, _, outputs, is_output = _row_products(
-        x_ptr, norm_ptr, weight_ptr, None, num_rows, num_outputs, epsilon, WIDTH, ROWS, OUTPUTS, INPUTS, STAGES, EARLY
-    )
-    out = _added_bias(out, bias_ptr, outputs, is_output)
+    outputs = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    is_output = outputs < num_outputs
+    if EARLY:
+        begin_early(weight_ptr, None, outputs, outputs, is_output, OUTPUTS, WIDTH)
     rows = tl.arange(0, ROWS)[:, None]
     mask = (rows < num_rows) & is_output[None, :]
     at = rows * num_outputs + outputs[None, :]
+    beside = _vector(bias_ptr, outputs, is_output)
     if residual_ptr is not None:
-        out += tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        beside += tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    out, _ = row_products(
+        x_ptr, norm_ptr, weight_ptr, None, outputs, is_output, num_rows, epsilon, WIDTH, ROWS, OUTPUTS, INPUTS, STAGES
+    )
+    out += beside
     if HAS_CAP:
         out = soft_cap * tanh(out / soft_cap)
     tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=mask)
@@ -235,10 +96,15 @@ def gated_hidden_kernel(
     EARLY: tl.constexpr,
 ):
     """`reference.gated_hidden`."""
-    gate, up, outputs, is_output = _row_products(
-        x_ptr, norm_ptr, gate_ptr, up_ptr, num_rows, num_outputs, epsilon, WIDTH, ROWS, OUTPUTS, INPUTS, STAGES, EARLY
+    outputs = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    is_output = outputs < num_outputs
+    if EARLY:
+        begin_early(gate_ptr, up_ptr, outputs, outputs, is_output, OUTPUTS, WIDTH)
+    gate_bias, up_bias = _vector(gate_bias_ptr, outputs, is_output), _vector(up_bias_ptr, outputs, is_output)
+    gate, up = row_products(
+        x_ptr, norm_ptr, gate_ptr, up_ptr, outputs, is_output, num_rows, epsilon, WIDTH, ROWS, OUTPUTS, INPUTS, STAGES
     )
-    out = _gelu(_added_bias(gate, gate_bias_ptr, outputs, is_output)) * _added_bias(up, up_bias_ptr, outputs, is_output)
+    out = _gelu(gate + gate_bias) * (up + up_bias)
     rows = tl.arange(0, ROWS)[:, None]
     mask = (rows < num_rows) & is_output[None, :]
     tl.store(out_ptr + rows * num_outputs + outputs[None, :], out.to(out_ptr.dtype.element_ty), mask=mask)
@@ -271,36 +137,40 @@ def recurrent_inputs_kernel(
     EARLY: tl.constexpr,
 ):
     """`reference.recurrent_inputs`; a program has its channels' part of the tails to itself."""
-    read, gate, outputs, is_output = _row_products(
-        x_ptr, norm_ptr, into_ptr, gate_ptr, num_rows, num_outputs, epsilon, WIDTH, ROWS, OUTPUTS, INPUTS, STAGES, EARLY
-    )
-    gate = _gelu(_added_bias(gate, gate_bias_ptr, outputs, is_output))
-    # What the tail will hold is what is seen now.
-    newer = _added_bias(read, into_bias_ptr, outputs, is_output).to(tails_ptr.dtype.element_ty)
+    outputs = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    is_output = outputs < num_outputs
+    if EARLY:
+        begin_early(into_ptr, gate_ptr, outputs, outputs, is_output, OUTPUTS, WIDTH)
     rows, channels = tl.arange(0, ROWS)[:, None], outputs[None, :]
     is_row = rows < num_rows
     mask = is_row & is_output[None, :]
     slots = tl.load(slots_ptr + rows, mask=is_row, other=0).to(tl.int64)
     positions = tl.load(positions_ptr + rows, mask=is_row, other=0)
+    into_bias, gate_bias = _vector(into_bias_ptr, outputs, is_output), _vector(gate_bias_ptr, outputs, is_output)
     past: tl.constexpr = TAPS - 1
     tails = tails_ptr + slots * (past * num_outputs) + channels
-    taps = taps_ptr + channels
-    u = newer.to(tl.float32) * tl.load(taps + past * num_outputs, mask=is_output[None, :], other=0.0).to(tl.float32)
-    u = _added_bias(u, taps_bias_ptr, outputs, is_output)
-    kept = (newer,)
+    newest_tap = _vector(taps_ptr, past * num_outputs + outputs, is_output)
+    u = _vector(taps_bias_ptr, outputs, is_output) + tl.full([ROWS, OUTPUTS], 0.0, tl.float32)
+    older = ()
     for age in tl.static_range(1, TAPS):
         at = (past - age) * num_outputs
-        older = tl.load(tails + at, mask=mask, other=0.0)
-        tap = tl.load(taps + at, mask=is_output[None, :], other=0.0).to(tl.float32)
-        u += tl.where(positions >= age, older.to(tl.float32) * tap, 0.0)
-        kept += (older,)
+        old = tl.load(tails + at, mask=mask, other=0.0)
+        u += tl.where(positions >= age, old.to(tl.float32) * _vector(taps_ptr, at + outputs, is_output), 0.0)
+        older += (old,)
+    read, gate = row_products(
+        x_ptr, norm_ptr, into_ptr, gate_ptr, outputs, is_output, num_rows, epsilon, WIDTH, ROWS, OUTPUTS, INPUTS, STAGES
+    )
+    # What the tail will hold is what is seen now.
+    newer = (read + into_bias).to(tails_ptr.dtype.element_ty)
+    u += newer.to(tl.float32) * newest_tap
     # A number may stand in several threads: all have read the old one before one of them writes.
     tl.debug_barrier()
     for age in tl.static_range(1, TAPS):
-        tl.store(tails + (past - age) * num_outputs, kept[age - 1], mask=mask)
+        tl.store(tails + (past - age) * num_outputs, newer, mask=mask)
+        newer = older[age - 1]
     at = rows * num_outputs + channels
     tl.store(u_ptr + at, u.to(u_ptr.dtype.element_ty), mask=mask)
-    tl.store(gate_out_ptr + at, gate.to(gate_out_ptr.dtype.element_ty), mask=mask)
+    tl.store(gate_out_ptr + at, _gelu(gate + gate_bias).to(gate_out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -329,8 +199,23 @@ def recurrent_outputs_kernel(
     block = tl.program_id(1)
     outputs = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
     is_output = outputs < WIDTH
-    matrix = block * WIDTH * WIDTH
-    input_gate, recurrence_gate = _products(
+    if EARLY:
+        begin_early(None, None, outputs, outputs, is_output, OUTPUTS, WIDTH)
+    matrix, channels = block * WIDTH * WIDTH, block * WIDTH + outputs
+    rows = tl.arange(0, ROWS)[:, None]
+    is_row = rows < num_rows
+    mask = is_row & is_output[None, :]
+    at = rows * width + channels[None, :]
+    slots = tl.load(slots_ptr + rows, mask=is_row, other=0).to(tl.int64)
+    starts = tl.load(positions_ptr + rows, mask=is_row, other=0) == 0
+    memory = hidden_ptr + slots * width + channels[None, :]
+    before = tl.load(memory, mask=mask, other=0.0)
+    u = tl.load(u_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    gate = tl.load(gate_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    a_param = _vector(a_param_ptr, channels, is_output)
+    input_bias = _vector(input_gate_bias_ptr, channels, is_output)
+    recurrence_bias = _vector(recurrence_gate_bias_ptr, channels, is_output)
+    input_gate, recurrence_gate = products(
         u_ptr + block * WIDTH,
         None,
         input_gate_ptr + matrix,
@@ -348,26 +233,12 @@ def recurrent_outputs_kernel(
         OUTPUTS,
         INPUTS,
         STAGES,
-        EARLY,
     )
-    channels = block * WIDTH + outputs
-    input_gate = _added_bias(input_gate, input_gate_bias_ptr, channels, is_output)
-    recurrence_gate = _added_bias(recurrence_gate, recurrence_gate_bias_ptr, channels, is_output)
-    rows = tl.arange(0, ROWS)[:, None]
-    is_row = rows < num_rows
-    mask = is_row & is_output[None, :]
-    slots = tl.load(slots_ptr + rows, mask=is_row, other=0).to(tl.int64)
-    starts = tl.load(positions_ptr + rows, mask=is_row, other=0) == 0
-    at = rows * width + channels[None, :]
-    a_param = tl.load(a_param_ptr + channels, mask=is_output, other=0.0).to(tl.float32)
-    _, decay, _, scale = coefficients(recurrence_gate, softplus(a_param)[None, :], starts)
-    u = tl.load(u_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    memory = hidden_ptr + slots * width + channels[None, :]
-    h = decay * tl.load(memory, mask=mask, other=0.0) + scale * sigmoid(input_gate) * u
+    _, decay, _, scale = coefficients(recurrence_gate + recurrence_bias, softplus(a_param), starts)
+    h = decay * before + scale * sigmoid(input_gate + input_bias) * u
     # A number may stand in several threads: all have read the old one before one of them writes.
     tl.debug_barrier()
     tl.store(memory, h, mask=mask)
-    gate = tl.load(gate_ptr + at, mask=mask, other=0.0).to(tl.float32)
     tl.store(out_ptr + at, (gate * h).to(out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -417,7 +288,13 @@ def attention_inputs_kernel(
         weight_ptr, out_ptr, out_stride = key_ptr, key_out_ptr, head_size
     else:
         weight_ptr, out_ptr, out_stride = value_ptr, value_out_ptr, head_size
-    first, second = _products(
+    if EARLY:
+        begin_early(weight_ptr, weight_ptr, first_channels, second_channels, is_pair, OUTPUTS, WIDTH)
+    rows = tl.arange(0, ROWS)[:, None]
+    is_row = rows < num_rows
+    positions = tl.load(positions_ptr + rows, mask=is_row, other=0)
+    frequencies = _vector(frequencies_ptr, pairs, turns & (head <= num_heads))
+    first, second = products(
         x_ptr,
         norm_ptr,
         weight_ptr,
@@ -435,14 +312,8 @@ def attention_inputs_kernel(
         OUTPUTS,
         INPUTS,
         STAGES,
-        EARLY,
     )
-    rows = tl.arange(0, ROWS)[:, None]
-    is_row = rows < num_rows
-    positions = tl.load(positions_ptr + rows, mask=is_row, other=0)
-    is_turned = turns & (head <= num_heads)
-    frequencies = tl.load(frequencies_ptr + pairs, mask=is_turned, other=0.0)
-    angle = positions.to(tl.float32) * frequencies[None, :]
+    angle = positions.to(tl.float32) * frequencies
     cos, sin = tl.cos(angle), tl.sin(angle)
     first, second = first * cos - second * sin, second * cos + first * sin
     out = out_ptr + rows * out_stride
