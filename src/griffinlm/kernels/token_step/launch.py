@@ -18,12 +18,11 @@ from griffinlm.kernels.token_step import triton as kernels
 from griffinlm.kernels.token_step.reference import Linear, Norm
 
 MOST_ROWS = 64
+"""Of a tile."""
 FEWEST_ROWS_OF_A_PRODUCT = 16
 """Tensor cores take no fewer."""
 TILE_BYTES = 96 * 1024
 """Of all tiles on their way to a program: two programs fit on a processor."""
-
-
 BEGINS_EARLY = False
 """Whether each kernel begins while the one before ends, which GPUs of compute capability 9.0 can do."""
 
@@ -157,7 +156,7 @@ def recurrent_outputs(
 ) -> Tensor:
     """`reference.recurrent_outputs`."""
     num_blocks, width, _ = input_gate.weight.shape
-    assert all(given.is_contiguous() for given in (u, gate, input_gate.weight, recurrence_gate.weight))
+    _check(u, gate, input_gate.weight, recurrence_gate.weight)
     tile = choose_gate_tile(len(u), width)
     out = torch.empty_like(u)
     inputs = (u, gate, *input_gate, *recurrence_gate, a_param, hidden, slots, positions)
@@ -188,8 +187,13 @@ def attention_inputs(
 
 
 def _tile(x: Tensor, num_outputs: int, *layers: Linear) -> Tile:
-    assert all(given.is_contiguous() for given in (x, *(layer.weight for layer in layers)))
+    _check(x, *(layer.weight for layer in layers))
     return choose_tile(len(x), x.dtype, layers[0].weight.shape[1], num_outputs, num_processors(x.device))
+
+
+def _check(x: Tensor, *others: Tensor) -> None:
+    assert 0 < len(x) <= MOST_ROWS
+    assert all(given.is_contiguous() for given in (x, *others))
 
 
 def _parts(num_outputs: int, tile: Tile) -> int:
