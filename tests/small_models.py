@@ -24,6 +24,26 @@ PATTERNS = {
 }
 
 
+PATTERN_VOCAB = 23
+
+
+def pattern_config(pattern: str, recursion: RecursionConfig | None = None) -> ModelConfig:
+    """Two rounds of a pattern, with a window of 6 where there is one; sizes are multiples of nothing."""
+    kinds = PATTERNS[pattern]
+    return ModelConfig(
+        vocab_size=PATTERN_VOCAB,
+        width=11,
+        num_layers=2 * len(kinds),
+        block_pattern=kinds,
+        mlp_hidden=9,
+        recurrent=RecurrentConfig(width=6, num_gate_blocks=2) if "recurrent" in kinds else None,
+        attention=AttentionConfig(num_heads=2, head_size=8, window_tokens=6 if "local_attention" in kinds else None)
+        if set(kinds) - {"recurrent"}
+        else None,
+        recursion=recursion,
+    )
+
+
 @st.composite
 def configs(
     draw: st.DrawFn, patterns: tuple[str, ...] = tuple(PATTERNS), *, may_be_recursive: bool = True

@@ -96,10 +96,9 @@ def scan_cases(dtype: str, has_lengths: bool) -> Iterator[Case]:
 
 def token_step_cases(dtype: str, num_rows: int, overlaps: bool = False) -> Iterator[Case]:
     """The kernels of a decoder's step at the sizes of RecurrentGemma-2B."""
-    plain, none = {"HAS_CAP": False}, None
     for what, kernel, width, num_outputs, others in (
-        ("out", "linear", 7680, 2560, {**plain, "norm_ptr": none}),
-        ("logits", "linear", 2560, 256_000, {"HAS_CAP": True, "bias_ptr": none, "residual_ptr": none}),
+        ("out", "linear", 7680, 2560, {"HAS_CAP": False, "norm_ptr": None}),
+        ("logits", "linear", 2560, 256_000, {"HAS_CAP": True, "bias_ptr": None, "residual_ptr": None}),
         ("hidden", "gated_hidden", 2560, 7680, {}),
         ("recurrent_inputs", "recurrent_inputs", 2560, 2560, {"TAPS": 4}),
         ("recurrent_outputs", "recurrent_outputs", 256, 256, {}),

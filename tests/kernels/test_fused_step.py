@@ -1,17 +1,18 @@
 """A step by fused kernels, interpreted or on a GPU = a step by the model's own operators: logits and states."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from device import DEVICE
-from small_models import PATTERNS, random_model
+from small_models import PATTERN_VOCAB, PATTERNS, pattern_config, random_model
 from tolerances import assert_agree
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from griffinlm.config import AttentionConfig, ModelConfig, RecurrentConfig, RecursionConfig
+from griffinlm.config import ModelConfig, RecursionConfig
 from griffinlm.kernels.token_step import launch
 from griffinlm.model import fused_step
 from griffinlm.model.blocks import Layout
@@ -23,27 +24,12 @@ from griffinlm.model.state import new_state, to_named
 pytestmark = pytest.mark.usefixtures("interpreted", "poisoned")
 
 State = dict[str, Tensor]
-NUM_SLOTS, CAPACITY, VOCAB, NUM_TOKENS = 4, 16, 23, 9
+NUM_SLOTS, CAPACITY, NUM_TOKENS = 4, 16, 9
 
 
 def small_config(pattern: str, recursion: RecursionConfig | None = None) -> ModelConfig:
-    """Windows of 5, so that rings wrap; every size is odd or no multiple of a tile."""
-    kinds = PATTERNS[pattern]
-    attention = AttentionConfig(
-        num_heads=3, head_size=10, window_tokens=5 if "local_attention" in kinds else None, rope_fraction=0.4
-    )
-    return ModelConfig(
-        vocab_size=VOCAB,
-        width=11,
-        num_layers=2 * len(kinds),
-        block_pattern=kinds,
-        mlp_hidden=19,
-        use_bias=pattern != "Gemma",
-        logit_soft_cap=2.0,
-        recurrent=RecurrentConfig(width=6, num_gate_blocks=2) if "recurrent" in kinds else None,
-        attention=attention if set(kinds) - {"recurrent"} else None,
-        recursion=recursion,
-    )
+    """With a cap, and without biases where attention is global."""
+    return replace(pattern_config(pattern, recursion), use_bias=pattern != "Gemma", logit_soft_cap=2.0)
 
 
 @torch.inference_mode()
@@ -53,7 +39,7 @@ def read_by(reader: TokenReader, model: Griffin, num_rows: int, window_dtype: st
     precision = str(model.embedding.weight.dtype).removeprefix("torch.")
     state = new_state(model.config, NUM_SLOTS, capacity, window_dtype, precision, DEVICE)
     slots = torch.tensor([2, 0, 1][:num_rows], device=DEVICE)
-    tokens = ((slots * 7 + step + 3) % VOCAB for step in range(NUM_TOKENS))
+    tokens = ((slots * 7 + step + 3) % PATTERN_VOCAB for step in range(NUM_TOKENS))
     read = torch.stack([read_token(model, state, slots, given, reader) for given in tokens])
     return read, to_named(model.config, state)
 

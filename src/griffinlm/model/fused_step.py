@@ -15,7 +15,7 @@ from griffinlm.model.griffin import Griffin
 from griffinlm.model.layers import RMSNorm, rope_frequencies
 
 MOST_ROWS = {torch.bfloat16: 32, torch.float32: 1}
-"""Rows of a step that is bound by memory: with more, products are, and those of torch are the faster ones."""
+"""Up to so many rows a step should be bound by memory, by count of bytes and operations; not measured."""
 
 
 def is_fused(config: ModelConfig, dtype: torch.dtype, num_rows: int) -> bool:
