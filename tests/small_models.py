@@ -21,6 +21,7 @@ PATTERNS = {
     "attention only": ("local_attention",),
     "Gemma": ("global_attention",),
     "recurrent and global": ("recurrent", "global_attention"),
+    "local and global": ("local_attention", "global_attention"),
 }
 
 

@@ -356,6 +356,7 @@ def test_without_a_tokenizer_only_text_complains(gemma):
         (lambda m: m.generate([]), "prompt 0 is empty"),
         (lambda m: m.generate("", state=m.new_state()), "prompt 0 is empty"),
         (lambda m: m.generate("a", max_tokens=0), "max_tokens is 0"),
+        (lambda m: m.generate("a", max_tokens=4, min_tokens=5), "min_tokens is 5; it must be at most max_tokens, 4"),
         (lambda m: m.generate("a", stop=""), None),
         (lambda m: m.generate("a", stop=["x", ""]), "stop is ''"),
         (lambda m: m.generate("a", temperatur=1), "unknown option 'temperatur'"),

@@ -14,7 +14,7 @@ from griffinlm.executor import Engine, Executor, ExecutorError, LogitsChoice, ch
 from griffinlm.generation.answering import Answers, GenerationError, GenerationOptions, Options
 from griffinlm.generation.candidates import log_normaliser
 from griffinlm.generation.completion import Generation
-from griffinlm.state import NOTHING_PENDING, Fingerprint, Identity, State, StateError, state_layout
+from griffinlm.state import NOTHING_PENDING, Fingerprint, Identity, State, StateError, capacity_of, state_layout
 from griffinlm.text import Tokenizer, TokenizerError
 
 FORWARD_CHUNK_TOKENS = 1024
@@ -324,7 +324,7 @@ class LanguageModel:
                     hint="pass state=model.new_state(capacity=...)",
                 )
             return room
-        return next(array.shape[1] for name, array in state.arrays().items() if name.endswith(".keys"))
+        return capacity_of(self.config, state.arrays())
 
     def _executor(self, state: State | None, rows: int, room: int | None) -> Executor:
         executor = self.engine.executor(rows, self._capacity(state, room))

@@ -8,7 +8,7 @@ import numpy as np
 from griffinlm.config import ModelConfig
 from griffinlm.edge.memory import require_memory
 from griffinlm.executor import ExecutorError, require_arrays
-from griffinlm.state import NOTHING_PENDING, RECURRENT_ARRAYS, block_layout
+from griffinlm.state import NOTHING_PENDING, block_layout, is_ring
 
 RING_STEP_SLOTS = 64
 """Rings grow, and one row's are read, up to multiples of this: so calls repeat, whatever other slots hold."""
@@ -41,7 +41,7 @@ class SlotStates:
         """Raises NotEnoughMemoryError where the states at their full size would not fit."""
         self._layout = block_layout(config, num_slots, capacity, window_dtype, precision)
         require_memory(sum(spec.nbytes for spec in self._layout.values()), f"the state of {num_slots} conversations")
-        self.rings = {name: spec.shape[1] for name, spec in self._layout.items() if not name.endswith(RECURRENT_ARRAYS)}
+        self.rings = {name: spec.shape[1] for name, spec in self._layout.items() if is_ring(name)}
         """The full number of slots of every ring, by the array's name."""
         self.arrays: dict[str, np.ndarray] = {}
         self.num_tokens = np.zeros(num_slots, np.int64)

@@ -7,7 +7,7 @@ import numpy as np
 from griffinlm.checkpoint import SCALES, Checkpoint
 from griffinlm.config import ModelConfig
 from griffinlm.executor import Engine
-from griffinlm.state import ARRAY_TYPES, RECURRENT_ARRAYS, block_layout
+from griffinlm.state import ARRAY_TYPES, block_layout, is_ring
 
 EMBEDDING = "embedding.weight"
 
@@ -48,7 +48,6 @@ def state_read_bytes(config: ModelConfig, engine: Engine, position: int) -> int:
     capacity = max(1, position) if config.needs_capacity else None
     total = 0
     for name, array in block_layout(config, 1, capacity, engine.window_dtype, engine.precision).items():
-        is_ring = not name.endswith(RECURRENT_ARRAYS)
         num_slots = array.shape[1]
-        total += array.nbytes * min(position, num_slots) // num_slots if is_ring else array.nbytes
+        total += array.nbytes * min(position, num_slots) // num_slots if is_ring(name) else array.nbytes
     return total

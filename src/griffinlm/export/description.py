@@ -11,7 +11,7 @@ from griffinlm.edge.slots import RING_STEP_SLOTS
 from griffinlm.errors import GriffinError
 from griffinlm.language_model import LanguageModel
 from griffinlm.loading import find_model, load, with_weights
-from griffinlm.state import ArraySpec, attention_bytes_per_token, block_layout
+from griffinlm.state import ArraySpec, attention_bytes_per_token, block_layout, is_ring
 
 
 class ExportError(GriffinError):
@@ -70,7 +70,7 @@ def _state(layout: Mapping[str, ArraySpec]) -> list[dict[str, Any]]:
             "name": name,
             "dtype": spec.dtype.name,
             "shape": list(spec.shape),
-            "is_ring": not name.endswith((".hidden", ".convolution")),
+            "is_ring": is_ring(name),
         }
         for name, spec in layout.items()
     ]

@@ -99,6 +99,8 @@ class GenerationOptions:
                 raise GenerationError(f"{name} is {value!r}; it must be a whole number, {least} or above")
             if int(value) > MAX_COUNT:
                 raise GenerationError(f"{name} is above {MAX_COUNT}, the most that is allowed")
+        if self.min_tokens > self.max_tokens:
+            raise GenerationError(f"min_tokens is {self.min_tokens}; it must be at most max_tokens, {self.max_tokens}")
         for text in self.stop:
             if not isinstance(text, str) or not text:
                 raise GenerationError(f"stop is {text!r}; a stop string must be text of at least one character")

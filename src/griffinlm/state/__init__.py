@@ -7,13 +7,13 @@ from griffinlm.state.identity import StateOwner as StateOwner
 from griffinlm.state.layout import ARRAY_TYPES as ARRAY_TYPES
 from griffinlm.state.layout import MAX_CAPACITY_TOKENS as MAX_CAPACITY_TOKENS
 from griffinlm.state.layout import NOTHING_PENDING as NOTHING_PENDING
-from griffinlm.state.layout import RECURRENT_ARRAYS as RECURRENT_ARRAYS
 from griffinlm.state.layout import ArraySpec as ArraySpec
 from griffinlm.state.layout import attention_bytes_per_token as attention_bytes_per_token
 from griffinlm.state.layout import block_layout as block_layout
 from griffinlm.state.layout import bytes_written_by_a_token as bytes_written_by_a_token
-from griffinlm.state.layout import can_be_skipped as can_be_skipped
+from griffinlm.state.layout import capacity_of as capacity_of
 from griffinlm.state.layout import check_layout as check_layout
+from griffinlm.state.layout import is_ring as is_ring
 from griffinlm.state.layout import state_bytes as state_bytes
 from griffinlm.state.layout import state_layout as state_layout
 from griffinlm.state.sealed import read_whole as read_whole

@@ -11,8 +11,7 @@ from griffinlm.state.identity import StateError, StateOwner
 
 NOTHING_PENDING = -1
 MAX_CAPACITY_TOKENS = 1 << 40
-RECURRENT_ARRAYS = (".hidden", ".convolution")
-"""How the names of the arrays end that are no rings."""
+RING_FIELDS = ("keys", "values", "key_scales", "value_scales")
 ARRAY_TYPES: dict[str, np.dtype] = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
@@ -76,6 +75,20 @@ def block_layout(
     return layout
 
 
+def is_ring(name: str) -> bool:
+    """Whether the array [rows, slots, ...] of this name is a ring: a token writes one slot of it, and all of others."""
+    return name.rpartition(".")[2] in RING_FIELDS
+
+
+def capacity_of(config: ModelConfig, arrays: Mapping[str, np.ndarray]) -> int | None:
+    """Tokens that global attention has room for; None where the model has none. 0 where no array tells."""
+    if not config.needs_capacity:
+        return None
+    global_step = next(step for step in config.plan() if step.kind == "global_attention")
+    keys = arrays.get(f"{global_step.state}.keys")
+    return keys.shape[1] if keys is not None and keys.ndim == 3 else 0
+
+
 def attention_bytes_per_token(config: ModelConfig, window_dtype: str) -> int:
     """Bytes that a token would add to the state if every block were global attention; 0 without sizes of attention.
 
@@ -110,33 +123,33 @@ def state_bytes(config: ModelConfig, capacity: int | None, window_dtype: str, ac
 def bytes_written_by_a_token(config: ModelConfig, window_dtype: str, activation_dtype: str) -> int:
     """Bytes of a row's state that reading a token changes: a recurrent block's whole, one place of every ring."""
     layout = block_layout(config, 1, 1 if config.needs_capacity else None, window_dtype, activation_dtype)
-    return sum(
-        spec.nbytes if name.endswith(RECURRENT_ARRAYS) else spec.nbytes // spec.shape[1]
-        for name, spec in layout.items()
-    )
+    return sum(spec.nbytes // spec.shape[1] if is_ring(name) else spec.nbytes for name, spec in layout.items())
 
 
 def check_layout(arrays: Mapping[str, np.ndarray], model: StateOwner, what: str) -> None:
     """Refuses arrays that are no state of the model; StateError begins with `what`."""
-    capacity, rows = None, len(arrays["num_tokens"]) if arrays.get("num_tokens", np.zeros(())).ndim == 1 else 0
-    if model.config.needs_capacity:
-        keys = next((a for n, a in arrays.items() if n.endswith(".keys") and a.ndim == 3), None)
-        capacity = 0 if keys is None else keys.shape[1]
+    capacity = capacity_of(model.config, arrays)
+    rows = len(arrays["num_tokens"]) if arrays.get("num_tokens", np.zeros(())).ndim == 1 else 0
     expected = state_layout(model.config, rows, capacity, model.window_dtype, model.precision)
     found = {name: ArraySpec(array.shape, array.dtype) for name, array in arrays.items()}
     wrong = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
     if rows < 1 or wrong:
         raise StateError(f"{what} does not have the arrays of this model: {', '.join(wrong[:3]) or 'no rows'}")
     num_tokens, pending = arrays["num_tokens"], arrays["pending"]
-    if num_tokens.min() < 0 or pending.min() < NOTHING_PENDING or pending.max() >= model.config.vocab_size:
-        raise StateError(f"{what} counts tokens or holds token ids that cannot be")
-    if not can_be_skipped(model.config, arrays):
+    if num_tokens.min() < 0:
+        raise StateError(f"{what} has read {num_tokens.min()} tokens; it must be 0 or more")
+    for token in (pending.min(), pending.max()):
+        if not NOTHING_PENDING <= token < model.config.vocab_size:
+            raise StateError(
+                f"{what}: the pending token is {token}; ids are 0 to {model.config.vocab_size - 1}, -1 is none"
+            )
+    if not _can_be_skipped(model.config, arrays):
         raise StateError(f"{what} counts skipped tokens that cannot be")
     if capacity is not None and num_tokens.max() > capacity:
         raise StateError(f"{what} holds {num_tokens.max()} tokens in a capacity of {capacity}")
 
 
-def can_be_skipped(config: ModelConfig, arrays: Mapping[str, np.ndarray]) -> bool:
+def _can_be_skipped(config: ModelConfig, arrays: Mapping[str, np.ndarray]) -> bool:
     """Whether the counts of skipped tokens can be: 0 or more, by loops in turn not less, and no more than were read."""
     if not config.skips:
         return True

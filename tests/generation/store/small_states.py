@@ -5,8 +5,7 @@ import dataclasses
 import numpy as np
 
 from griffinlm.config import ModelConfig
-from griffinlm.generation.store.content import is_ring
-from griffinlm.state import Fingerprint, Identity, state_layout
+from griffinlm.state import Fingerprint, Identity, is_ring, state_layout
 
 Arrays = dict[str, np.ndarray]
 

@@ -305,8 +305,8 @@ def test_parent_with_other_tokens_is_refused(store):
         ([1, 2, 259], {}, "token id 259 is not in the vocabulary"),
         ([1, 2, 0.5], {}, "whole numbers"),
         ([1, 2, 3], {"pending": np.array([259])}, "pending token is 259"),
-        ([1, 2, 3], {"pending": np.array([1, 2])}, "not those of one row of this model: pending"),
-        ([1, 2, 3], {"more": np.zeros(1)}, "not those of one row of this model: more"),
+        ([1, 2, 3], {"pending": np.array([1, 2])}, "does not have the arrays of this model: pending"),
+        ([1, 2, 3], {"more": np.zeros(1)}, "does not have the arrays of this model: more"),
         ([1, 2, 3], {"layers.2.keys": np.zeros((1, 8, 16), np.float32)}, "of this model: layers.2.keys"),
     ],
 )

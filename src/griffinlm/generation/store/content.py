@@ -8,10 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from griffinlm.generation.store.errors import StoreError
-from griffinlm.state import NOTHING_PENDING, ArraySpec, StateOwner, can_be_skipped, state_layout
-
-RING_FIELDS = ("keys", "values", "key_scales", "value_scales")
-"""Arrays [1, slots, ...] in which a token writes one slot; every other array changes as a whole."""
+from griffinlm.state import ArraySpec, StateError, StateOwner, check_layout, state_layout
 
 
 class StoredState(NamedTuple):
@@ -30,23 +27,9 @@ class StoredState(NamedTuple):
         return StoredState(self.token_ids.copy(), {name: array.copy() for name, array in self.arrays.items()})
 
 
-def is_ring(name: str) -> bool:
-    """Whether the array of this name is a ring of slots."""
-    return name.rpartition(".")[2] in RING_FIELDS
-
-
 def layout_of(model: StateOwner, capacity: int | None) -> dict[str, ArraySpec]:
     """The arrays of one row of the model; StateError where the capacity is none that it can have."""
     return state_layout(model.config, 1, capacity, model.window_dtype, model.precision)
-
-
-def capacity_of(model: StateOwner, arrays: Mapping[str, np.ndarray]) -> int | None:
-    """Tokens that global attention has room for; None where the model has none. 0 where no array tells."""
-    if not model.config.needs_capacity:
-        return None
-    global_step = next(step for step in model.config.plan() if step.kind == "global_attention")
-    keys = arrays.get(f"{global_step.state}.keys")
-    return keys.shape[1] if keys is not None and keys.ndim == 3 else 0
 
 
 def checked_state(model: StateOwner, token_ids: Sequence[int] | np.ndarray, arrays: Mapping[str, Any]) -> StoredState:
@@ -56,22 +39,19 @@ def checked_state(model: StateOwner, token_ids: Sequence[int] | np.ndarray, arra
         GriffinError: arrays are missing, left over or of another shape or type; a token or a count cannot be.
     """
     tokens = checked_tokens(model, token_ids)
-    expected = layout_of(model, capacity_of(model, arrays))
-    found = {name: ArraySpec(array.shape, array.dtype) for name, array in arrays.items()}
-    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-    if wrong:
+    try:
+        check_layout(arrays, model, "the state")
+    except StateError as error:
+        raise StoreError(str(error)) from error
+    num_rows, num_tokens = len(arrays["num_tokens"]), int(arrays["num_tokens"][0])
+    if num_rows != 1:
         raise StoreError(
-            f"the state's arrays are not those of one row of this model: {', '.join(wrong[:3])}",
-            hint="a store keeps one conversation at a time: state.row(i).arrays()",
+            f"the state has {num_rows} rows; a store keeps one conversation at a time",
+            hint="keep state.row(i).arrays()",
         )
-    num_tokens, pending = int(arrays["num_tokens"][0]), int(arrays["pending"][0])
     if num_tokens != len(tokens):
         raise StoreError(f"the state has read {num_tokens} tokens of its document; {len(tokens)} token ids were given")
-    if not NOTHING_PENDING <= pending < model.config.vocab_size:
-        raise StoreError(f"the pending token is {pending}; ids are 0 to {model.config.vocab_size - 1}, -1 is none")
-    if not can_be_skipped(model.config, arrays):
-        raise StoreError("the state counts skipped tokens that cannot be")
-    return StoredState(tokens, {name: arrays[name] for name in expected})
+    return StoredState(tokens, dict(arrays))
 
 
 def checked_tokens(model: StateOwner, token_ids: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -11,9 +11,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from griffinlm.generation.store.content import StoredState, capacity_of, checked_state, is_ring, layout_of
+from griffinlm.generation.store.content import StoredState, checked_state, layout_of
 from griffinlm.generation.store.errors import StoreError
-from griffinlm.state import ARRAY_TYPES, ArraySpec, StateError, StateOwner
+from griffinlm.state import ARRAY_TYPES, ArraySpec, StateError, StateOwner, capacity_of, is_ring
 
 TOKENS, CAPACITY, SLOTS = "tokens", "capacity", "slots."
 """Names beside those of the state's arrays: new tokens, room of global attention, changed slots by number of slots."""
@@ -28,7 +28,7 @@ def encode(model: StateOwner, state: StoredState, base: StoredState | None) -> b
     known = 0 if base is None else len(base.token_ids)
     record: dict[str, np.ndarray] = {
         TOKENS: state.token_ids[known:].astype(np.int32),
-        CAPACITY: np.asarray([capacity_of(model, state.arrays) or 0], np.int64),
+        CAPACITY: np.asarray([capacity_of(model.config, state.arrays) or 0], np.int64),
     }
     changed: dict[int, np.ndarray] = {}
     for name in filter(is_ring, state.arrays):
