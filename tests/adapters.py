@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors.numpy import save_file
 
-from griffinlm.config import ModelConfig
-from griffinlm.quantization.recipe import EMBEDDING, GATES, is_matrix
+from griffinlm.config import EMBEDDING, ModelConfig, is_matrix
+from griffinlm.quantization.recipe import GATES
 
 ALPHA = 3.0
 

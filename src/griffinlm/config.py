@@ -20,6 +20,8 @@ MIN_NUMBER, MAX_NUMBER = 1e-30, 1e30
 """Bounds far outside every real model: a damaged configuration is refused before anything is computed from it."""
 
 
+EMBEDDING = "embedding.weight"
+"""The name of the embedding, which is the head as well."""
 LOW_RANK = ".low_rank"
 """Follows the name of a linear or gate in those of the term that a layer adds to a shared matrix."""
 
@@ -75,6 +77,10 @@ class AttentionConfig:
                 f"attention.rope_fraction is {self.rope_fraction} of a head of {self.head_size}; "
                 "it must lie in 0..1 and rotate an even number of channels"
             )
+
+    def window_of(self, kind: BlockKind) -> int | None:
+        """`window_tokens` of a block of local attention; None where it sees the whole document."""
+        return self.window_tokens if kind == "local_attention" else None
 
     @property
     def rotated_size(self) -> int:
@@ -177,28 +183,33 @@ class ModelConfig:
         return "global_attention" in self.block_kinds
 
     @property
+    def num_loops(self) -> int:
+        """R, how often a pass goes through the layers that share parameters; 1 without recursion."""
+        return 1 if self.recursion is None else self.recursion.num_loops
+
+    @property
     def num_shared_layers(self) -> int:
         """K, the most layers of whole patterns of which all loops together have room; 0 without recursion."""
         if self.recursion is None:
             return 0
         period = len(self.block_pattern)
-        return self.num_layers // (period * self.recursion.num_loops) * period
+        return self.num_layers // (period * self.num_loops) * period
 
     @property
     def num_looped_layers(self) -> int:
         """R K, the first layers of the pass; those behind them share nothing."""
-        return 0 if self.recursion is None else self.recursion.num_loops * self.num_shared_layers
+        return self.num_loops * self.num_shared_layers
 
     @property
     def skips(self) -> bool:
         """Whether tokens that leave the loops early are never read by the deeper ones; `RecursionConfig.skips`."""
-        return self.recursion is not None and self.recursion.skips and self.recursion.num_loops > 1
+        return self.recursion is not None and self.recursion.skips and self.num_loops > 1
 
     def loop_of(self, layer: int) -> int:
         """Which loop a layer belongs to, from 0: those behind the loops to the last one, all to 0 without recursion."""
         if self.recursion is None:
             return 0
-        return min(layer // self.num_shared_layers, self.recursion.num_loops - 1)
+        return min(layer // self.num_shared_layers, self.num_loops - 1)
 
     def plan(self) -> tuple[Step, ...]:
         """The blocks of one forward pass in order."""
@@ -220,7 +231,7 @@ class ModelConfig:
     def place_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of everything that the blocks compute with, as if no layer shared a parameter with another."""
         D = self.width
-        shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (self.vocab_size, D)}
+        shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (self.vocab_size, D)}
         for step in self.plan():
             block = self._recurrent_shapes() if step.kind == "recurrent" else self._attention_shapes()
             block = {"temporal_norm.scale": (D,), **block, "mlp_norm.scale": (D,), **self._mlp_shapes()}

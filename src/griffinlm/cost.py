@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from griffinlm.config import LOW_RANK, BlockKind, ModelConfig, is_matrix
+from griffinlm.config import EMBEDDING, LOW_RANK, BlockKind, ModelConfig, is_matrix
 
 FLOAT32_BYTES = 4
 ADAM_MOMENTS = 2
@@ -39,11 +39,11 @@ def reading_operations(config: ModelConfig, row_tokens: int) -> Operations:
     """
     shapes = config.place_shapes()
     matrices = sum(math.prod(shape) for name, shape in shapes.items() if is_matrix(name) or LOW_RANK in name)
-    head = math.prod(shapes["embedding.weight"])
+    head = math.prod(shapes[EMBEDDING])
     attention = 0
     for kind in config.block_kinds:
         if kind != "recurrent" and config.attention is not None:
-            window = config.attention.window_tokens if kind == "local_attention" else None
+            window = config.attention.window_of(kind)
             inner = config.attention.num_heads * config.attention.head_size
             attention += 4 * inner * num_visible_pairs(row_tokens, window)
     return Operations(2 * row_tokens * (matrices - head), attention, 2 * row_tokens * head)
@@ -168,7 +168,7 @@ def _block_activations(config: ModelConfig, kind: BlockKind, row_tokens: int, el
         outputs = 0 if element == FLOAT32_BYTES else element
         return size + (4 * element + 3 * FLOAT32_BYTES + outputs) * config.recurrent.width
     assert config.attention is not None
-    window = config.attention.window_tokens if kind == "local_attention" else None
+    window = config.attention.window_of(kind)
     inner, head_size = config.attention.num_heads * config.attention.head_size, config.attention.head_size
     keys = row_tokens if window is None else min(row_tokens, window + max(ATTENTION_BLOCK_TOKENS, window // 2))
     rotation = FLOAT32_BYTES * config.attention.rotated_size

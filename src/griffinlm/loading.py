@@ -12,7 +12,7 @@ import numpy as np
 from griffinlm.checkpoint import Checkpoint, CheckpointError, open_checkpoint, pull, quantized_copy
 from griffinlm.checkpoint.adapter import AdapterTerms, LowRankAdapter, read_low_rank
 from griffinlm.checkpoint.exits import Exits, read_exits
-from griffinlm.errors import GriffinError
+from griffinlm.errors import GriffinError, in_one_line
 from griffinlm.executor import Engine, Extra
 from griffinlm.generation.exits import ExitingExecutor
 from griffinlm.generation.settling import SettlingEngine
@@ -312,9 +312,7 @@ def _torch_engine(
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        raise LoadError(
-            f"device is {device!r}; torch cannot use it here: {' '.join(str(error).split())[:120]}"
-        ) from error
+        raise LoadError(f"device is {device!r}; torch cannot use it here: {in_one_line(error)}") from error
     if threads is not None:
         torch.set_num_threads(threads)
     built = build_engine(checkpoint.config, checkpoint.tensor, weights, window_dtype, device, adapters)

@@ -7,6 +7,7 @@ import torch
 from kernel_forms import with_blocks
 from tolerances import assert_agree
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from griffinlm.kernels.linear_scan import chunked, reference
 
@@ -219,6 +220,26 @@ def test_linear_scan_equals_its_recurrence_for_decays_in_zero_to_one(num_tokens)
     h = initial = torch.randn(2, 6, generator=generator, dtype=torch.float64)
     expected = torch.stack([h := decay[:, t] * h + inputs[:, t] for t in range(num_tokens)], dim=1)
     assert_agree(chunked.linear_scan(decay, inputs, initial), expected, "rg_lru", torch.float64, "chunked")
+
+
+class CountedOperations(TorchDispatchMode):
+    """How many of torch's operators ran that write numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_operations = 0
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.num_operations += operator in (torch.ops.aten.addcmul_.default, torch.ops.aten.mul_.Tensor)
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("num_tokens", "allowed"), [(2, 4), (64, 24), (1000, 96), (1024, 96), (1025, 160)])
+def test_a_scan_takes_operators_by_the_root_of_its_length(num_tokens, allowed):
+    decay, inputs = torch.rand(2, num_tokens, 3), torch.randn(2, num_tokens, 3)
+    with CountedOperations() as counted:
+        chunked.linear_scan(decay, inputs, torch.zeros(2, 3))
+    assert 0 < counted.num_operations <= allowed
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -9,9 +9,8 @@ import pytest
 import typer
 
 from griffinlm.cli.main import app
-from griffinlm.config import ModelConfig
+from griffinlm.config import EMBEDDING, ModelConfig, is_matrix
 from griffinlm.cost import reading_operations, training_memory
-from griffinlm.quantization.recipe import EMBEDDING, is_matrix
 from griffinlm.train.estimate import DEFAULT_UTILISATION, DEVICES
 from griffinlm.train.tuning_config import read_tuning_config
 

@@ -14,10 +14,11 @@ from tolerances import TOLERANCES, assert_agree, disagreement
 
 import griffinlm
 from griffinlm.checkpoint import open_checkpoint, write_checkpoint, write_quantized
+from griffinlm.config import is_matrix
 from griffinlm.model import Griffin
 from griffinlm.model.state import to_array
 from griffinlm.quantization import RECIPES, Format, QuantizationError, Recipe, dequantize, quantize, recipe_of
-from griffinlm.quantization.recipe import from_matrix, is_matrix, matrix_shape, to_matrix
+from griffinlm.quantization.recipe import from_matrix, matrix_shape, to_matrix
 from griffinlm.train import quantization_aware
 from griffinlm.train.config import OptimizerConfig
 from griffinlm.train.errors import TrainError

@@ -16,11 +16,10 @@ from tolerances import TOLERANCES, assert_agree, disagreement
 
 import griffinlm
 from griffinlm.checkpoint import open_checkpoint, write_checkpoint, write_quantized
-from griffinlm.config import ModelConfig
+from griffinlm.config import ModelConfig, is_matrix
 from griffinlm.evaluate.documents import DocumentError
 from griffinlm.hf import GriffinForCausalLM
 from griffinlm.quantization import RECIPES
-from griffinlm.quantization.recipe import is_matrix
 from griffinlm.text import Tokenizer
 from griffinlm.train.data.conversations import Example
 from griffinlm.train.data.token_file import IGNORED

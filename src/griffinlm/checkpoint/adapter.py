@@ -15,8 +15,7 @@ from griffinlm.checkpoint.names import TableName, entries
 from griffinlm.checkpoint.peft_config import PeftConfig, read_peft_config
 from griffinlm.checkpoint.store import type_name
 from griffinlm.checkpoint.tensor_source import ExpectedTensor, TensorInfo, is_finite, raw_bytes
-from griffinlm.config import ModelConfig, is_matrix
-from griffinlm.quantization.recipe import EMBEDDING
+from griffinlm.config import EMBEDDING, ModelConfig, is_matrix
 
 CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"

@@ -25,12 +25,10 @@ from griffinlm.checkpoint.tensor_source import (
     raw_bytes,
 )
 from griffinlm.checkpoint.tokenizer_files import has_tokenizer
-from griffinlm.config import ModelConfig
+from griffinlm.config import EMBEDDING, ModelConfig
 from griffinlm.quantization import Recipe
 
 CheckpointFormat = Literal["griffinlm", "huggingface", "deepmind", "flax"]
-
-EMBEDDING = "embedding.weight"
 
 
 class Checkpoint:

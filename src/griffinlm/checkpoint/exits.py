@@ -123,7 +123,7 @@ _SHAPES = {"inner": "lhd", "inner_bias": "lh", "weights": "lh", "bias": "l"}
 
 
 def _check(path: Path, exits: Exits, config: ModelConfig) -> None:
-    num_loops = 1 if config.recursion is None else config.recursion.num_loops
+    num_loops = config.num_loops
     sizes = {"l": num_loops - 1, "h": exits.bias.size and exits.weights.shape[-1], "d": config.width}
     for name, axes in _SHAPES.items():
         values, expected = getattr(exits, name), [sizes[axis] for axis in axes]

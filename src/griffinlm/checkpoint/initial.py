@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from griffinlm.config import LOW_RANK, ModelConfig
+from griffinlm.config import EMBEDDING, LOW_RANK, ModelConfig
 
 CONV_VARIANCE = 0.01
 SMALLEST_DECAY, LARGEST_DECAY = 0.9, 0.999
@@ -44,7 +44,7 @@ def initial_tensor(config: ModelConfig, name: str, shape: tuple[int, ...], rando
 
 def initial_variance(config: ModelConfig, name: str, shape: tuple[int, ...]) -> float:
     """The variance of a parameter whose initial values are normal."""
-    if name == "embedding.weight":
+    if name == EMBEDDING:
         return 1.0 / config.width
     if name.endswith("conv.weight"):
         return CONV_VARIANCE / shape[0]

@@ -8,7 +8,7 @@ import numpy as np
 from onnx import TensorProto
 
 from griffinlm.checkpoint import Checkpoint
-from griffinlm.config import ModelConfig, Step
+from griffinlm.config import EMBEDDING, ModelConfig, Step
 from griffinlm.edge.blocks import BlockGraph, NewRows, Ring, attention, join, norm, recurrent
 from griffinlm.edge.graph import BuiltGraph, Graph
 from griffinlm.edge.layout import (
@@ -19,7 +19,7 @@ from griffinlm.edge.layout import (
     visibility_from,
 )
 from griffinlm.edge.linear import Linears
-from griffinlm.edge.model import EMBEDDING, head_logits, ring_inputs, state_inputs
+from griffinlm.edge.model import head_logits, ring_inputs, state_inputs
 from griffinlm.edge.scan import GROUP_TOKENS, add_short_scan, add_step
 from griffinlm.state import block_layout
 
@@ -71,7 +71,8 @@ def build_ahead_graph(
             rings = given.rings[step.state] = ring_inputs(graph, step, arrays)
             loop, kind = config.loop_of(step.depth), step.kind
             if (kind, loop) not in given.ages:
-                window = config.attention.window_tokens if config.attention and kind == "local_attention" else None
+                assert config.attention is not None
+                window = config.attention.window_of(kind)
                 given.ages[kind, loop] = ring_ages(graph, num_before[loop], rings[0].values, window)
     plan = config.plan()
     x, read_ids, found = _guess(given, plan[:num_first_layers], states, token_ids)
@@ -86,7 +87,7 @@ def build_ahead_graph(
 
 
 def _by_loop(graph: Graph, config: ModelConfig, num_before: str) -> list[str]:
-    num_loops, number = 1 if config.recursion is None else config.recursion.num_loops, np.int64
+    num_loops, number = config.num_loops, np.int64
     if not config.skips:
         return [num_before] * num_loops
     skipped = graph.input("num_skipped", "int64", ["rows", num_loops - 1])

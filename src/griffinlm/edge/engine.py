@@ -8,6 +8,7 @@ import onnxruntime
 
 from griffinlm.checkpoint import Checkpoint, CheckpointError
 from griffinlm.checkpoint.adapter import AdapterTerms
+from griffinlm.config import EMBEDDING
 from griffinlm.edge.ahead import build_ahead_graph
 from griffinlm.edge.call import Taps
 from griffinlm.edge.embedding import Embedding
@@ -15,8 +16,9 @@ from griffinlm.edge.executor import OnnxExecutor
 from griffinlm.edge.graph import BuiltGraph
 from griffinlm.edge.low_rank import NO_ADAPTER, num_bytes
 from griffinlm.edge.memory import require_address_space, require_memory
-from griffinlm.edge.model import EMBEDDING, build_graph
+from griffinlm.edge.model import build_graph
 from griffinlm.edge.threads import num_threads
+from griffinlm.errors import in_one_line
 from griffinlm.executor import Extra
 from griffinlm.state import state_bytes
 
@@ -128,8 +130,7 @@ def new_session(built: BuiltGraph, checkpoint: Checkpoint, threads: int | None) 
             built.proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # the library's own classes derive from nothing narrower
-        words = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{checkpoint.path}: ONNX Runtime cannot load the model: {words}") from error
+        raise CheckpointError(f"{checkpoint.path}: ONNX Runtime cannot load the model: {in_one_line(error)}") from error
 
 
 def activation_levels() -> int:

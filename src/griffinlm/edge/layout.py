@@ -80,7 +80,7 @@ def loop_positions(graph: Graph, config: ModelConfig, positions: str, num_before
     A model that skips has an input `num_skipped` [B, loops - 1] for that: until a document starts, a loop stands closer
     to the start of the present one by the tokens that it has not read.
     """
-    num_loops = 1 if config.recursion is None else config.recursion.num_loops
+    num_loops = config.num_loops
     if not config.skips:
         return [(positions, num_before)] * num_loops
     number = np.int64

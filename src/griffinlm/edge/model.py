@@ -6,7 +6,7 @@ import numpy as np
 
 from griffinlm.checkpoint import Checkpoint
 from griffinlm.checkpoint.adapter import AdapterTerms
-from griffinlm.config import ModelConfig, Step
+from griffinlm.config import EMBEDDING, ModelConfig, Step
 from griffinlm.edge.blocks import BlockGraph, NewRows, Ring, attention, join, norm, recurrent
 from griffinlm.edge.graph import BuiltGraph, Graph
 from griffinlm.edge.layout import Visibility, add_layout, add_visibility, loop_positions
@@ -14,7 +14,6 @@ from griffinlm.edge.linear import Linears
 from griffinlm.edge.scan import add_scan
 from griffinlm.state import ArraySpec, block_layout
 
-EMBEDDING = "embedding.weight"
 NEW = ".new"
 """Ends the name of an output: the state array after the chunk, or the rows that go into a ring."""
 
@@ -123,7 +122,7 @@ def _add_attention(
     graph, rings, key = block.graph, ring_inputs(block.graph, step, arrays), (step.kind, num_before)
     if key not in visibilities:
         assert block.config.attention is not None
-        window = block.config.attention.window_tokens if step.kind == "local_attention" else None
+        window = block.config.attention.window_of(step.kind)
         visibilities[key] = add_visibility(graph, block.layout.positions, num_before, rings[0].values, window)
     y, *new = attention(block, x, f"{step.weights}.attention", *rings, visibilities[key])
     for part, rows in zip(("key", "value"), new, strict=True):

@@ -11,6 +11,7 @@ from onnxruntime.tools import convert_onnx_models_to_ort as tool
 
 from griffinlm.checkpoint import CheckpointError
 from griffinlm.edge.portable import GRAPH_FILE, WEIGHTS_FILE
+from griffinlm.errors import in_one_line
 
 OPERATORS_FILE = "required_operators.config"
 LARGEST_BYTES = 2_000_000_000
@@ -34,8 +35,7 @@ def convert_to_ort_format(folder: Path, name: str) -> None:
                 target_platform="arm",
             )
         except Exception as error:  # the tool raises nothing narrower
-            words = " ".join(str(error).split())[:200]
-            raise CheckpointError(f"ONNX Runtime cannot write the model in ORT format: {words}") from error
+            raise CheckpointError(f"ONNX Runtime cannot write the model in ORT format: {in_one_line(error)}") from error
         made = Path(place) / Path(GRAPH_FILE).with_suffix(".ort").name
         operators = next(Path(place).glob("*required_operators.config"))
         (folder / name).write_bytes(made.read_bytes())

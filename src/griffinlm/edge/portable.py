@@ -9,9 +9,10 @@ import numpy as np
 from onnx import ModelProto, TensorProto
 
 from griffinlm.checkpoint import Checkpoint
+from griffinlm.config import EMBEDDING
 from griffinlm.edge.graph import BuiltGraph, Graph
 from griffinlm.edge.linear import Linears
-from griffinlm.edge.model import EMBEDDING, add_model
+from griffinlm.edge.model import add_model
 
 TOKEN_IDS = "token_ids"
 GRAPH_FILE, WEIGHTS_FILE = "model.onnx", "model.weights"

@@ -45,7 +45,7 @@ class SlotStates:
         """The full number of slots of every ring, by the array's name."""
         self.arrays: dict[str, np.ndarray] = {}
         self.num_tokens = np.zeros(num_slots, np.int64)
-        num_skipping = config.recursion.num_loops - 1 if config.skips and config.recursion is not None else 0
+        num_skipping = config.num_loops - 1 if config.skips else 0
         self.num_skipped = np.zeros((num_slots, num_skipping), np.int64)
         """Tokens of each row's document that the loops behind the first have not read, in a model that skips."""
         self._loop_of = {name: config.loop_of(int(name.split(".")[1])) if num_skipping else 0 for name in self._layout}

@@ -5,11 +5,9 @@ import math
 import numpy as np
 
 from griffinlm.checkpoint import SCALES, Checkpoint
-from griffinlm.config import ModelConfig
+from griffinlm.config import EMBEDDING, ModelConfig
 from griffinlm.executor import Engine
 from griffinlm.state import ARRAY_TYPES, block_layout, is_ring
-
-EMBEDDING = "embedding.weight"
 
 
 def weight_bytes(checkpoint: Checkpoint, engine: Engine, is_packed: bool) -> int:

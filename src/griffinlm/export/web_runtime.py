@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from griffinlm.errors import in_one_line
 from griffinlm.export.description import ExportError
 
 PACKAGE, VERSION = "onnxruntime-web", "1.30.0"
@@ -53,8 +54,8 @@ def _archive() -> Iterator[Path]:
         run = _run(command, place)
         found = [*Path(place).glob("*.tgz")]
         if run.returncode or len(found) != 1:
-            words = " ".join((run.stderr or run.stdout).split())[:200] or f"exit status {run.returncode}"
-            raise ExportError(f"npm cannot fetch {PACKAGE} {VERSION}: {words}")
+            words = run.stderr.strip() or run.stdout.strip() or f"exit status {run.returncode}"
+            raise ExportError(f"npm cannot fetch {PACKAGE} {VERSION}: {in_one_line(words)}")
         yield found[0]
 
 

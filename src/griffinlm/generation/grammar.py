@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from griffinlm.errors import GriffinError
+from griffinlm.errors import GriffinError, in_one_line
 from griffinlm.text import Tokenizer, TokenizerError
-from griffinlm.text.errors import in_one_line
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer

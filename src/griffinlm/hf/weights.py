@@ -9,9 +9,8 @@ from transformers.core_model_loading import ConversionOps, WeightConverter, Weig
 
 from griffinlm.checkpoint.errors import CheckpointError, faults_error
 from griffinlm.checkpoint.names import SAME, TABLES, TIED_HEAD, Layout, TableName, entries
-from griffinlm.config import ModelConfig
+from griffinlm.config import EMBEDDING, ModelConfig
 
-EMBEDDING = "embedding.weight"
 PREFIX = "model."
 """Of the base model's parameters in a model with a head."""
 

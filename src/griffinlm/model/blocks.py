@@ -95,7 +95,7 @@ class AttentionBlock(nn.Module):
         super().__init__()
         assert config.attention is not None
         self.config = config.attention
-        self.window_tokens = config.attention.window_tokens if kind == "local_attention" else None
+        self.window_tokens = config.attention.window_of(kind)
         inner = config.attention.num_heads * config.attention.head_size
         self.query = nn.Linear(config.width, inner, bias=False)
         self.key = nn.Linear(config.width, config.attention.head_size, bias=False)

@@ -117,7 +117,7 @@ def best_probability(model: Griffin, x: Tensor, chunk_tokens: int) -> Tensor:
 
 
 def _require_loops(model: Griffin, number: int, name: str) -> None:
-    num_loops = 1 if model.config.recursion is None else model.config.recursion.num_loops
+    num_loops = model.config.num_loops
     if number != num_loops - 1:
         raise ExecutorError(f"there are {number} {name}; {num_loops} loops take {num_loops - 1}")
 

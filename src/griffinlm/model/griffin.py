@@ -109,9 +109,8 @@ def read(
 
 def loop_layouts(config: ModelConfig, layout: Layout, num_skipped: Tensor | None) -> list[Layout]:
     """Where each loop sees the tokens of a call: closer to the start of a document by those that it skipped there."""
-    num_loops = 1 if config.recursion is None else config.recursion.num_loops
     if num_skipped is None:
-        return [layout] * num_loops
+        return [layout] * config.num_loops
     goes_on = (layout.reset.cumsum(dim=1) == 0) & (layout.positions >= 0)
     layouts = [layout]
     for skipped in num_skipped.unbind(1):
@@ -123,9 +122,8 @@ def loop_layouts(config: ModelConfig, layout: Layout, num_skipped: Tensor | None
 
 def skipped_after(config: ModelConfig, layout: Layout, num_skipped: Tensor | None) -> Tensor:
     """`GriffinState.num_skipped` after a call that all loops have read: none in a document that started in it."""
-    assert config.recursion is not None
     if num_skipped is None:
-        return layout.num_before.new_zeros(len(layout.num_before), config.recursion.num_loops - 1)
+        return layout.num_before.new_zeros(len(layout.num_before), config.num_loops - 1)
     return num_skipped.masked_fill(layout.reset.any(dim=1, keepdim=True), 0)
 
 

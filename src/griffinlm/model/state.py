@@ -27,8 +27,7 @@ def new_state(
     arrays = {n: torch.zeros(s.shape, dtype=getattr(torch, s.dtype.name), device=device) for n, s in layout.items()}
     counters = {"num_tokens": torch.zeros(rows, dtype=torch.int64, device=device)}
     if config.skips:
-        assert config.recursion is not None
-        counters["num_skipped"] = counters["num_tokens"].new_zeros(rows, config.recursion.num_loops - 1)
+        counters["num_skipped"] = counters["num_tokens"].new_zeros(rows, config.num_loops - 1)
     return from_named(config, {**counters, **arrays})
 
 

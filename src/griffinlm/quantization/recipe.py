@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from griffinlm.config import LOW_RANK, ModelConfig
-from griffinlm.config import is_matrix as is_matrix
+from griffinlm.config import LOW_RANK, ModelConfig, is_matrix
 from griffinlm.quantization.formats import FLOAT32, OFFERED_NAMES, Format, QuantizationError
 
-EMBEDDING = "embedding.weight"
 GATES = (".rg_lru.input_gate.weight", ".rg_lru.recurrence_gate.weight")
 
 

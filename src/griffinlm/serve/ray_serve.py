@@ -19,6 +19,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
 from griffinlm.checkpoint import open_checkpoint
+from griffinlm.errors import in_one_line
 from griffinlm.generation.budget import DEFAULT_SLOTS_AT_MOST
 from griffinlm.loading import find_model, load
 from griffinlm.serve.app import create_app
@@ -184,7 +185,7 @@ def _deploy(load_arguments: Mapping[str, Any], name: str, settings: Settings, cl
 def _last_line(text: str) -> str:
     """The fault itself, of what Ray tells of an exception in a replica."""
     found = re.findall(r"^\s*(?:[\w.]+\.)?\w+(?:Error|Exception): (.+)$", text, re.MULTILINE)
-    return " ".join((found[-1] if found else text).split())[:300]
+    return in_one_line(found[-1] if found else text)
 
 
 def _absolute(load_arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,8 +218,8 @@ def _ray(cluster: Cluster) -> Any:
             namespace=APPLICATION,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        words = " ".join(str(error).split())[:200]
-        raise ServeError(f"the Ray cluster {cluster.address or 'of this machine'} cannot be used: {words}") from error
+        place = cluster.address or "of this machine"
+        raise ServeError(f"the Ray cluster {place} cannot be used: {in_one_line(error)}") from error
     try:
         yield ray.get_runtime_context().gcs_address
     finally:

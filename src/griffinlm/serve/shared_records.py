@@ -7,7 +7,7 @@ from pathlib import Path
 
 import fsspec
 
-from griffinlm.errors import GriffinError
+from griffinlm.errors import GriffinError, in_one_line
 from griffinlm.generation.store import SignatureError, StateStore, StoreError
 from griffinlm.language_model import LanguageModel
 from griffinlm.serve.bundle import pack, unpack
@@ -48,7 +48,7 @@ class SharedRecords(Records):
             self._objects, self._root = fsspec.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
             self._objects.makedirs(self._root, exist_ok=True)
         except (ValueError, ImportError, OSError) as error:
-            raise ServeError(f"the object store {url} cannot be used: {_words(error)}") from error
+            raise ServeError(f"the object store {url} cannot be used: {in_one_line(error)}") from error
 
     def put(self, tenant: str, records: Sequence[Record], *, keeps_old: bool = False) -> None:
         super().put(tenant, records, keeps_old=keeps_old)
@@ -127,8 +127,4 @@ class SharedRecords(Records):
         except (GriffinError, ApiError):
             raise
         except Exception as error:  # the classes of the many stores derive from nothing narrower
-            raise StoreError(f"the object store {self._url} cannot be used: {_words(error)}") from error
-
-
-def _words(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+            raise StoreError(f"the object store {self._url} cannot be used: {in_one_line(error)}") from error

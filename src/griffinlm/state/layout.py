@@ -65,7 +65,7 @@ def block_layout(
             layout[f"{step.state}.convolution"] = ArraySpec((rows, past, width), ARRAY_TYPES[activation_dtype])
         else:
             assert config.attention is not None
-            num_slots = config.attention.window_tokens if step.kind == "local_attention" else capacity
+            num_slots = config.attention.window_of(step.kind) or capacity
             assert num_slots is not None
             ring = ArraySpec((rows, num_slots, config.attention.head_size), ARRAY_TYPES[window_dtype])
             layout[f"{step.state}.keys"] = layout[f"{step.state}.values"] = ring
@@ -110,8 +110,7 @@ def state_layout(
     number = np.dtype(np.int64)
     counters = {name: ArraySpec((rows,), number) for name in ("num_tokens", "pending")}
     if config.skips:
-        assert config.recursion is not None
-        counters["num_skipped"] = ArraySpec((rows, config.recursion.num_loops - 1), number)
+        counters["num_skipped"] = ArraySpec((rows, config.num_loops - 1), number)
     return {**counters, **block_layout(config, rows, capacity, window_dtype, activation_dtype)}
 
 

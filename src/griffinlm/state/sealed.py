@@ -14,6 +14,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from griffinlm.errors import in_one_line
 from griffinlm.state.identity import FORMAT_VERSION, Identity, StateError, StateOwner
 
 _SAFETENSORS_TYPES: dict[str, np.dtype] = {
@@ -155,13 +156,9 @@ def _parsed(content: bytes, kind: str, name: str) -> tuple[dict[str, np.ndarray]
         header_bytes = int.from_bytes(content[:8], "little")
         return arrays, json.loads(content[8 : 8 + header_bytes]).get("__metadata__", {})
     except (safetensors.SafetensorError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        raise StateError(f"{name} is no {kind} of griffinlm, or is damaged: {_one_line(error)}") from error
+        raise StateError(f"{name} is no {kind} of griffinlm, or is damaged: {in_one_line(error)}") from error
 
 
 def _short(value: object) -> str:
     text = str(value) or "none"
     return text if len(text) <= 16 else text[:12] + "..."
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

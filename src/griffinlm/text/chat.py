@@ -10,7 +10,8 @@ from jinja2 import nodes
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from griffinlm.text.errors import TokenizerError, in_one_line
+from griffinlm.errors import in_one_line
+from griffinlm.text.errors import TokenizerError
 from griffinlm.text.unicode import well_formed
 
 GEMMA_TEMPLATE = """\

@@ -9,7 +9,8 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models
 
-from griffinlm.text.errors import TokenizerError, in_one_line
+from griffinlm.errors import in_one_line
+from griffinlm.text.errors import TokenizerError
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 _PRINTABLE_BYTES = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))

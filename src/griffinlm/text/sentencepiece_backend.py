@@ -3,7 +3,8 @@
 import re
 from collections.abc import Iterable, Mapping
 
-from griffinlm.text.errors import TokenizerError, in_one_line
+from griffinlm.errors import in_one_line
+from griffinlm.text.errors import TokenizerError
 
 _SPACE_MARK = "\u2581"
 """How SentencePiece writes a space."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from griffinlm.text.errors import TokenizerError, in_one_line
+from griffinlm.errors import in_one_line
+from griffinlm.text.errors import TokenizerError
 from griffinlm.text.unicode import well_formed
 
 ROLES = ("bos", "eos", "pad", "unk")

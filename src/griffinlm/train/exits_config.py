@@ -42,8 +42,7 @@ class ExitsConfig:
 
 def num_exits(exits: ExitsConfig, model: ModelConfig) -> int:
     """How many exits stand before full depth."""
-    num_loops = 1 if model.recursion is None else model.recursion.num_loops
-    return num_loops - 1 or len(exits.layers)
+    return model.num_loops - 1 or len(exits.layers)
 
 
 def require_exits(exits: ExitsConfig, model: ModelConfig) -> None:
@@ -56,10 +55,11 @@ def require_exits(exits: ExitsConfig, model: ModelConfig) -> None:
         raise TrainError(f"exits.coefficient is given with loss {exits.loss!r}; {' and '.join(COEFFICIENTS)} have one")
     if (exits.rotation is not None) != (exits.curriculum == "rotational"):
         raise TrainError("exits.rotation must be given exactly where exits.curriculum is rotational")
-    num_loops = 1 if model.recursion is None else model.recursion.num_loops
-    if num_loops > 1:
+    if model.num_loops > 1:
         if exits.layers:
-            raise TrainError(f"exits.layers is given for a model of {num_loops} loops; its exits stand behind loops")
+            raise TrainError(
+                f"exits.layers is given for a model of {model.num_loops} loops; its exits stand behind loops"
+            )
         return
     if exits.skips:
         raise TrainError("exits.skips is true; the model has no loops", hint="griffin recursive makes a model that has")

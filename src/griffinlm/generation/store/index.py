@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from griffinlm.errors import in_one_line
 from griffinlm.generation.store.errors import NoRoomError, StoreError
 
 BUSY_TIMEOUT_SECONDS = 60.0
@@ -341,14 +342,10 @@ class Index:
             return NoRoomError(f"the index of state store {self._where} cannot be written: the disk is full")
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             return self._damaged(str(error))
-        return StoreError(f"the index of state store {self._where} cannot be used: {_one_line(str(error))}")
+        return StoreError(f"the index of state store {self._where} cannot be used: {in_one_line(error)}")
 
     def _damaged(self, fault: str) -> StoreError:
         return StoreError(
-            f"the index of state store {self._where} is damaged: {_one_line(fault)}",
+            f"the index of state store {self._where} is damaged: {in_one_line(fault)}",
             hint="move the directory away and begin a new one; states cannot be found without their index",
         )
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:200]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from griffinlm.errors import GriffinError
+from griffinlm.errors import GriffinError, in_one_line
 from griffinlm.hf import GriffinForSequenceClassification
 from griffinlm.text import Tokenizer
 from griffinlm.train.errors import TrainError
@@ -29,7 +29,7 @@ class RewardModel:
             model = GriffinForSequenceClassification.from_pretrained(path, dtype=torch.float32)
             self.tokenizer = Tokenizer.from_directory(path)
         except (GriffinError, OSError, ValueError) as error:
-            raise TrainError(f"{path} is no reward model: {' '.join(str(error).split())[:200]}") from error
+            raise TrainError(f"{path} is no reward model: {in_one_line(error)}") from error
         if model.num_labels != 1 or model.config.architectures != [GriffinForSequenceClassification.__name__]:
             raise TrainError(f"{path} is no reward model; it must have one score, as griffin train reward writes it")
         self._model = model.to(self.device).eval().requires_grad_(False)
