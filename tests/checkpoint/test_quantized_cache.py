@@ -39,6 +39,13 @@ def test_a_second_call_finds_the_copy_of_the_first(original: Checkpoint, places:
     assert (second.path, second.digest()) == (first.path, first.digest())
 
 
+def test_the_tokenizer_of_a_copy_is_the_originals_own(original: Checkpoint, places: Path):
+    assert quantized_copy(original, RECIPES["int4"]).tokenizer_directory is None
+    (original.path / "tokenizer.json").write_text("{}", encoding="utf-8")
+    found = quantized_copy(open_checkpoint(original.path), RECIPES["int4"])
+    assert (found.path.parent, found.tokenizer_directory) == (places, original.path)
+
+
 def test_every_recipe_has_a_copy_of_its_own(original: Checkpoint):
     copies = [quantized_copy(original, recipe) for recipe in RECIPES.values()]
     assert len({copy.path for copy in copies}) == len(copies)

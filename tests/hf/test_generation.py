@@ -143,6 +143,14 @@ def test_a_static_cache_is_refused():
         face.generate(row, cache_implementation="static", max_new_tokens=2)
 
 
+def test_an_early_exit_of_the_assistant_is_refused_and_leaves_the_model():
+    face, (row,) = random_face(PUBLISHED), random_rows(PUBLISHED, [5])
+    expected = face.generate(row, do_sample=False, **LENGTH)
+    with pytest.raises(GriffinError, match="assistant_early_exit is 2"):
+        face.generate(row, assistant_early_exit=2, do_sample=False, **LENGTH)
+    assert torch.equal(face.generate(row, do_sample=False, **LENGTH), expected)
+
+
 def test_tokens_taken_back_again_and_again_are_not_read_from_the_start():
     face, (row,) = random_face(PUBLISHED), random_rows(PUBLISHED, [3])
     cache = GriffinCache()

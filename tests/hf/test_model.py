@@ -1,5 +1,7 @@
 """The face computes what `model.Griffin` computes, however rows are padded, packed, cut or kept."""
 
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("transformers", reason="needs the extra train")
@@ -89,6 +91,34 @@ def test_logits_to_keep_equal_a_slice_of_all():
     assert_same_logits(face(row, logits_to_keep=1).logits, full[:, -1:])
     assert_same_logits(face(row, logits_to_keep=4).logits, full[:, -4:])
     assert_same_logits(face(row, logits_to_keep=torch.tensor([2, 7])).logits, full[:, [2, 7]])
+
+
+@pytest.mark.parametrize("kept", [torch.arange(6), torch.tensor([3, 4, 5, 6, 7]), 8, 1])
+def test_labels_of_kept_tokens_leave_out_what_those_of_all_do(kept: torch.Tensor | int):
+    face, rows = random_face(PUBLISHED), torch.cat(random_rows(PUBLISHED, [12, 12]))
+    mask = torch.ones_like(rows)
+    mask[0, :4] = 0
+    positions = torch.cat([torch.arange(7), torch.arange(5)]).expand(2, -1)
+    places = slice(-kept, None) if isinstance(kept, int) else kept
+    for inputs, left_out in (
+        ({"attention_mask": mask}, torch.nn.functional.pad(mask == 0, (1, 0))[:, :12] | (mask == 0)),
+        ({"position_ids": positions}, positions == 0),
+    ):
+        outputs = face(rows, **inputs, labels=rows[:, places], logits_to_keep=kept)
+        wanted = rows.masked_fill(left_out, -100)[:, places][:, 1:]
+        expected = torch.nn.functional.cross_entropy(outputs.logits[:, :-1].flatten(0, 1), wanted.flatten())
+        torch.testing.assert_close(outputs.loss, expected, equal_nan=True)
+
+
+def test_layers_that_lie_on_disk_give_the_same_logits(tmp_path: Path):
+    face, (row,) = random_face(PUBLISHED), random_rows(PUBLISHED, [9])
+    face.save_pretrained(tmp_path / "model")
+    places = {"model.embedding": "cpu", "lm_head": "cpu", "model.final_norm": "cpu"}
+    places |= {f"model.layers.{i}": "disk" if i % 2 else "cpu" for i in range(PUBLISHED.num_layers)}
+    offloaded = GriffinForCausalLM.from_pretrained(
+        tmp_path / "model", device_map=places, offload_folder=tmp_path / "disk"
+    )
+    assert_same_logits(offloaded(row).logits, face(row).logits)
 
 
 def test_hidden_states_of_padded_rows_equal_each_alone():

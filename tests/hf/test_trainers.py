@@ -12,7 +12,7 @@ from transformers import Trainer, TrainingArguments
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import add_fused_lm_head
 
-from .face import CONFIGS, PUBLISHED, random_face, random_rows
+from .face import CONFIGS, PUBLISHED, random_classifier, random_face, random_rows
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -44,6 +44,36 @@ def trained(directory: Path, num_steps: int, resume: bool = False) -> list[torch
     trainer = Trainer(random_face(PUBLISHED), arguments, train_dataset=rows)
     trainer.train(resume_from_checkpoint=resume)
     return [parameter.detach().clone() for parameter in trainer.model.parameters()]
+
+
+def test_smoothed_labels_are_those_of_the_next_token(tmp_path: Path):
+    face, (row,) = random_face(PUBLISHED), random_rows(PUBLISHED, [12])
+    trainer = Trainer(face, TrainingArguments(str(tmp_path), label_smoothing_factor=0.1, use_cpu=True, report_to=[]))
+    loss = trainer.compute_loss(face, {"input_ids": row, "labels": row})
+    expected = torch.nn.functional.cross_entropy(face(row).logits[0, :-1], row[0, 1:], label_smoothing=0.1)
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("batch_rows", [1, 2, 4])
+def test_trainer_takes_a_classifier_in_batches_of_any_size(tmp_path: Path, batch_rows: int):
+    torch.manual_seed(3)
+    face = random_classifier(PUBLISHED, num_labels=2, pad_token_id=0)
+    rows = [{"input_ids": row[0], "labels": i % 2} for i, row in enumerate(random_rows(PUBLISHED, [8] * 4))]
+    expected = face(torch.stack([row["input_ids"] for row in rows]), labels=torch.tensor([0, 1, 0, 1])).loss.item()
+    arguments = TrainingArguments(
+        str(tmp_path),
+        per_device_train_batch_size=batch_rows,
+        gradient_accumulation_steps=4 // batch_rows,
+        max_steps=1,
+        logging_steps=1,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    trainer = Trainer(face, arguments, train_dataset=rows)
+    trainer.train()
+    (loss,) = (entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
+    assert loss == pytest.approx(expected, rel=1e-5)
 
 
 def test_trainer_resumed_equals_uninterrupted(tmp_path: Path):

@@ -88,7 +88,7 @@ def test_one_layer_in_all_loops_equals_a_plain_model_of_that_layer_again_and_aga
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("tie", ["matrices", "all"])
 def test_every_parameter_is_there_once_under_its_name(pattern, tie):
-    preset = PRESETS["tiny-gemma" if "global_attention" in PATTERNS[pattern] else "tiny-griffin"]
+    preset = PRESETS["tiny-griffin" if "local_attention" in PATTERNS[pattern] else "tiny-gemma"]
     kinds = set(PATTERNS[pattern])
     config = dataclasses.replace(
         preset,

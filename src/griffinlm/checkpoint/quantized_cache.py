@@ -18,7 +18,7 @@ LARGEST_PARAMETERS = 250_000_000
 
 
 def quantized_copy(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
-    """The same model by `recipe`, from the cache where it is there and whole, else made now.
+    """The same model by `recipe`, from the cache where it is there and whole, else made now; the tokenizer is its own.
 
     The cache is `griffinlm/quantized` in `$XDG_CACHE_HOME` or `~/.cache`; where there is none or it cannot be written,
     the copy lives in a temporary directory as long as the checkpoint.
@@ -32,6 +32,13 @@ def quantized_copy(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
             f"{checkpoint.path} has {num_parameters:,} parameters; up to {LARGEST_PARAMETERS:,} are quantized on load",
             hint=f"griffin quantize {checkpoint.path} NEW_DIRECTORY, then load that",
         )
+    copy = _copy(checkpoint, recipe)
+    # A copy in the cache may have been made beside another tokenizer.
+    copy.tokenizer_directory = checkpoint.tokenizer_directory
+    return copy
+
+
+def _copy(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
     key = json.dumps([FORMAT_VERSION, checkpoint.digest(), checkpoint.config.to_dict(), recipe.to_dict()])
     try:
         place = cache_directory() / hashlib.sha256(key.encode()).hexdigest()[:32]

@@ -22,14 +22,14 @@ LOSS_CHUNK_TOKENS = 1024
 """Tokens whose logits exist at once where only the loss is wanted."""
 
 
-def predictable(labels: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None) -> Tensor:
-    """Labels [B, T] with -100 at padding, behind padding, and at the first token of every document."""
-    if position_ids is not None:
-        labels = labels.masked_fill(position_ids == 0, -100)
-    if attention_mask is not None:
-        is_padding = attention_mask[:, -labels.shape[1] :] == 0
-        labels = labels.masked_fill(is_padding | torch.nn.functional.pad(is_padding[:, :-1], (1, 0)), -100)
-    return labels
+def unpredictable(num_tokens: int, attention_mask: Tensor | None, position_ids: Tensor | None) -> Tensor | None:
+    """Which of the tokens of a call [B, T] are padding, behind padding, or the first of a document; None if none."""
+    found = None if position_ids is None else position_ids == 0
+    if attention_mask is None:
+        return found
+    is_padding = attention_mask[:, -num_tokens:] == 0
+    is_padding = is_padding | nn.functional.pad(is_padding[:, :-1], (1, 0))
+    return is_padding if found is None else is_padding | found
 
 
 class GriffinForCausalLM(GriffinPreTrainedModel, GenerationMixin):
@@ -85,13 +85,15 @@ class GriffinForCausalLM(GriffinPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         hidden = outputs.last_hidden_state
+        left_out = None if labels is None else unpredictable(hidden.shape[1], attention_mask, position_ids)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         hidden = hidden[:, kept]
         has_labels = labels is not None or for_loss.get("shift_labels") is not None
         for given in (labels, for_loss.get("shift_labels")):
             if given is not None and given.shape != hidden.shape[:2]:
                 raise InputError(f"labels are {list(given.shape)}; logits are kept for {list(hidden.shape[:2])}")
-        labels = None if labels is None else predictable(labels, attention_mask, position_ids)
+        if labels is not None and left_out is not None:
+            labels = labels.masked_fill(left_out[:, kept], -100)
         logits = loss = None
         if skip_logits:
             if not has_labels:
@@ -140,6 +142,9 @@ class GriffinForCausalLM(GriffinPreTrainedModel, GenerationMixin):
         kind = generation_config.cache_implementation
         if kind not in (None, "dynamic"):
             raise CacheError(f"cache_implementation is {kind!r}; a state has a fixed size and needs none")
+        early = generation_config.assistant_early_exit
+        if early is not None:
+            raise InputError(f"assistant_early_exit is {early}; a state cannot be shared with a pass of fewer layers")
         if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
             model_kwargs["past_key_values"] = GriffinCache()
             if generation_config.is_assistant:
@@ -148,6 +153,9 @@ class GriffinForCausalLM(GriffinPreTrainedModel, GenerationMixin):
 
 class GriffinForSequenceClassification(GriffinPreTrainedModel):
     """Scores of a whole text: a linear head on the last real token's hidden state."""
+
+    accepts_loss_kwargs = False
+    """Else the Trainer passes `num_items_in_batch`, for which a mean over rows has no use."""
 
     def __init__(self, config: GriffinConfig) -> None:
         super().__init__(config)

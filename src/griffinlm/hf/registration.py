@@ -2,6 +2,7 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from griffinlm.hf.config import GemmaFile, GriffinConfig, RecurrentGemmaFile
 from griffinlm.hf.heads import GriffinForCausalLM, GriffinForSequenceClassification
@@ -29,6 +30,8 @@ def register() -> None:
         AutoConfig.register(config.model_type, config, exist_ok=True)
     AutoModel.register(GriffinConfig, GriffinModel, exist_ok=True)
     AutoModelForCausalLM.register(GriffinConfig, GriffinForCausalLM, exist_ok=True)
+    # Labels are smoothed by the Trainer itself, one token on only for the models named here.
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[GriffinConfig.model_type] = GriffinForCausalLM.__name__
     AutoModelForSequenceClassification.register(GriffinConfig, GriffinForSequenceClassification, exist_ok=True)
     register_checkpoint_conversion_mapping(GriffinConfig.model_type, transforms(), overwrite=True)
     try:

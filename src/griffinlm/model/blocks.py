@@ -77,14 +77,14 @@ class RecurrentBlock(nn.Module):
         gates = self.rg_lru.gates(u, layout.low_rank)
         if layout.inputs is not None:
             layout.inputs.append((read, u, *gates))
-        u, hidden = self.rg_lru.scan(u, gates, layout.reset, hidden, layout.lengths)
+        u, hidden = self.rg_lru(u, gates, layout.reset, hidden, layout.lengths)
         return product(self.linear_out, gated_gelu(gate, u), layout.low_rank), RecurrentState(hidden, tail)
 
     def after(self, inputs: Sequence[Tensor], layout: Layout, state: RecurrentState) -> RecurrentState:
         """The state after the first `layout.lengths` tokens of a call, of what the call has put into `inputs`."""
         read, u, *gates = inputs
         tail = next_tail(read, state.convolution, layout.lengths)
-        _, hidden = self.rg_lru.scan(u, gates, layout.reset, state.hidden, layout.lengths)
+        _, hidden = self.rg_lru(u, gates, layout.reset, state.hidden, layout.lengths)
         return RecurrentState(hidden, tail)
 
 

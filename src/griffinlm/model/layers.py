@@ -61,21 +61,11 @@ class RgLru(nn.Module):
         self.recurrence_gate = BlockDiagonalLinear(config.width, config.num_gate_blocks)
         self.a_param = nn.Parameter(torch.zeros(config.width))
 
-    def forward(
-        self,
-        x: Tensor,
-        reset: Tensor,
-        initial: Tensor,
-        lengths: Tensor | None,
-        low_rank: Sequence[RowTerms] = (),
-    ) -> tuple[Tensor, Tensor]:
-        return self.scan(x, self.gates(x, low_rank), reset, initial, lengths)
-
     def gates(self, x: Tensor, low_rank: Sequence[RowTerms] = ()) -> tuple[Tensor, Tensor]:
         """The input gate and the recurrence gate, before their sigmoid."""
         return product(self.input_gate, x, low_rank), product(self.recurrence_gate, x, low_rank)
 
-    def scan(
+    def forward(
         self, x: Tensor, gates: Sequence[Tensor], reset: Tensor, initial: Tensor, lengths: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The rest, which reads no matrix."""

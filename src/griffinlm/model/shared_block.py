@@ -127,7 +127,7 @@ def _recurrent(
     ]
     given = zip(blocks, layouts, *map(segments.split_rows, (u, *gates, state.hidden)), strict=True)
     y, hidden = _joined(
-        [block.rg_lru.scan(part, own, at.reset, before, at.lengths) for block, at, part, *own, before in given]
+        [block.rg_lru(part, own, at.reset, before, at.lengths) for block, at, part, *own, before in given]
     )
     out = segments.product([block.linear_out for block in blocks], gated_gelu(gate, segments.pack(y)))
     return out, RecurrentState(hidden, tails)
