@@ -210,7 +210,7 @@ def test_only_a_regular_file_is_replaced(tmp_path):
     link.symlink_to(target)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    for place in (link, pipe, tmp_path, tmp_path / "none" / "s"):
+    for place in (link, pipe, tmp_path, tmp_path / "none" / "s", tmp_path / ("a" * 300)):
         with pytest.raises(StateError, match="cannot be written"):
             filled(GRIFFIN).save(place)
     assert link.is_symlink()

@@ -200,7 +200,8 @@ class LanguageModel:
         num_answers: int | None = None,
         **options: Unpack[Options],
     ) -> Generation | list[Generation] | list[list[Generation]]:
-        """Continues a prompt, or several side by side (one row of the state each); every answer is as if alone.
+        """Continues a prompt, or several side by side (one row of the state each); every answer is as if alone,
+        but for rounding (docs/numerics.md).
 
         Without a state the prompt begins with BOS; with one it goes on where the state stands, its pending token first.
         Text never becomes control tokens; ids are taken as they are, without BOS. A tuned state has read BOS, so that
@@ -209,7 +210,7 @@ class LanguageModel:
         Args:
             prompt: text, or a list of ids; or a list of these.
             num_answers: gives that many answers to each prompt, which is read once, as a list. With a seed, answer i is
-                the one that seed + i gives alone.
+                the one that seed + i gives alone, but for rounding.
             options: max_tokens (256), min_tokens, stop, json_schema, log_probabilities, logit_bias, capacity, and the
                 fields of `SamplingParameters`.
         """

@@ -70,6 +70,11 @@ def test_a_cache_that_cannot_be_written_gives_a_temporary_copy(original: Checkpo
     assert copy.digest() == digest
 
 
+def test_a_cache_that_nobody_can_look_into_gives_a_temporary_copy(original: Checkpoint, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ("a" * 300)))
+    assert quantized_copy(original, RECIPES["int4"]).path.is_relative_to(tmp_path / "temporary")
+
+
 def test_without_a_home_directory_the_copy_is_temporary(original: Checkpoint, tmp_path: Path, monkeypatch):
     def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")

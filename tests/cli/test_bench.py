@@ -67,7 +67,7 @@ def test_plain_output_is_a_table_of_the_same_figures(griffin):
     assert (run.status, run.err) == (0, "")
     assert run.out.isascii()
     description, table = run.out.split("\n\n")
-    assert "tiny-griffin, int4 weights" in description
+    assert "tiny-griffin, int4, from" in description
     assert [line.split()[0] for line in table.splitlines()] == ["position", "0", "1,000"]
 
 

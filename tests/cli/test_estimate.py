@@ -70,6 +70,7 @@ def test_every_preset_can_be_estimated(griffin, preset):
         (("eyas", "--devices", "0"), "--devices"),
         (("eyas", "--utilisation", "2"), "utilisation is 2.0"),
         (("eyas", "--price", "-1"), "--price"),
+        (("recurrentgemma-2b", "--price", "3"), "--price is 3, but nothing says how many tokens"),
     ],
 )
 def test_what_cannot_be_estimated_is_one_error(griffin, arguments, named):

@@ -145,11 +145,21 @@ def test_an_answer_follows_a_json_schema(griffin, generate, tmp_path):
         assert set(json.loads(run.json["text"])) <= {"hawk", 7}
 
 
+@pytest.mark.parametrize("cut", [("--max-tokens", "3"), ("--stop", "hawk")])
+def test_json_that_is_cut_off_is_told(generate, tmp_path, cut):
+    pytest.importorskip("llguidance")
+    file = tmp_path / "schema.json"
+    file.write_text('{"const": ["a hawk", "a hill"]}')
+    assert "before its JSON was whole" in generate("the hawk", "--json-schema", file, *cut).err
+    assert "JSON" not in generate("the hawk", "--json-schema", file).err
+
+
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
         ("{", "is not JSON"),
         ("[]", "json_schema is list"),
+        ("null", "schema.json holds null"),
         ('{"not": {}}', "cannot be followed"),
         ("[" * 9999, "is not JSON"),
         ("\udcff", "is not JSON"),
@@ -172,6 +182,7 @@ def test_input_that_is_no_utf8_is_refused_with_its_place(griffin, tiny_model_dir
     assert "0xff" in error
     assert "offset 5" in error
     assert "character 1" in griffin.fails("generate", "a\udcff", "--model", tiny_model_directory)
+    assert "--ask is not UTF-8" in griffin.fails("generate", "-", "--ask", "\udcff", "--model", tiny_model_directory)
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,8 @@ def _find(path: Path) -> _Container:
             return _Container("deepmind", path)
         raise CheckpointError(f"{path} is no checkpoint: a file must be a .pt of DeepMind's; others are directories")
     if not path.is_dir():
-        raise CheckpointError(f"{path} does not exist")
+        found = "is neither a file nor a directory" if path.exists() else "does not exist"
+        raise CheckpointError(f"{path} {found}")
     if (path / SINGLE_FILE).is_file() or (path / INDEX_FILE).is_file():
         return _Container("safetensors", path)
     torch_files = sorted(path.glob("*.pt"))

@@ -107,7 +107,7 @@ def read_exits(directory: Path | str, config: ModelConfig) -> Exits | None:
             num_tokens=int(facts["num_tokens"]),
         )
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: {error!r:.200}") from error
+        raise CheckpointError(f"{path} is damaged: {describe(error)}") from error
     _check(path, exits, config)
     return exits
 

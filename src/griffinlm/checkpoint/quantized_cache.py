@@ -75,7 +75,8 @@ def cache_directory() -> Path:
 
 def _whole(place: Path) -> Checkpoint | None:
     """What the cache holds there; a damaged copy is removed."""
-    if not place.is_dir():
+    # Unlike Path.is_dir, false also where nobody may look.
+    if not os.path.isdir(place):
         return None
     try:
         found = open_checkpoint(place)

@@ -131,7 +131,7 @@ def _checkpoint(
 def _print_figures(figures: "list[Figure]") -> None:
     first = figures[0]
     described: list[tuple[str, str]] = [
-        ("model", f"{first.model}, {first.weights} weights of {first.weight_file_bytes / 1e6:,.1f} MB"),
+        ("model", f"{first.model}, {first.weights}, from {first.weight_file_bytes / 1e6:,.1f} MB of files"),
         ("engine", f"{first.engine}, {first.threads} threads, {first.window_dtype} window"),
         ("measure", f"{first.command}, {first.tokens} tokens of each row"),
         ("rows", str(first.rows)),

@@ -8,6 +8,7 @@ import typer
 from griffinlm.cli.info import recursion_facts, recursion_row
 from griffinlm.cli.options import AsJson
 from griffinlm.cli.output import print_json, print_table
+from griffinlm.errors import GriffinError
 
 if TYPE_CHECKING:
     from griffinlm.cost import TrainingMemory
@@ -65,6 +66,8 @@ def estimate(
 
     given = {"tokens": None if tokens is None else parse_count(tokens), "rows": batch, "row_tokens": row_tokens}
     plan = dataclasses.replace(read_plan(run, devices), **{k: v for k, v in given.items() if v is not None})
+    if price is not None and plan.tokens is None:
+        raise GriffinError(f"--price is {price:g}, but nothing says how many tokens there are", hint="give --tokens")
     found = compute(plan, device, devices, utilisation)
     facts: dict[str, Any] = {
         "run": run,

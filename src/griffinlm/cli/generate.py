@@ -1,5 +1,6 @@
 """griffin generate: text that goes on from a prompt."""
 
+import json
 import secrets
 import sys
 from collections.abc import Iterable
@@ -120,7 +121,7 @@ def generate(
         from griffinlm.state import STATE_FILE, require_writable
 
         require_writable(state_out, STATE_FILE)
-    asked = "" if ask is None else require_text(ask)
+    asked = "" if ask is None else require_text(ask, "--ask")
     texts = _texts(prompt, {"--every": every, "--ask": ask, "--invalid-utf8": invalid_utf8})
     from griffinlm.cli.pipe import Reading, compiled, pieces_by_line, read_all_but_last
 
@@ -205,8 +206,8 @@ class _Writer:
                 elif sys.stdout.isatty():
                     print()
             answers = [stream.generation]
-        if self._options.get("json_schema") and any(answer.finish_reason == "length" for answer in answers):
-            print_note("the answer ended after --max-tokens, so its JSON may be cut off")
+        if self._options.get("json_schema") and not all(_is_json(answer.text) for answer in answers):
+            print_note("the answer ended by --max-tokens or --stop before its JSON was whole")
         if self._as_json:
             print_json({**({} if line is None else {"line": line}), **self._described(answers)})
         sys.stdout.flush()
@@ -221,6 +222,14 @@ class _Writer:
         result["num_prompt_tokens"] = num_read - self._num_read_before
         drawn = self._options.get("seed")
         return result if drawn is None else {**result, "seed": drawn}
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _described(answer: "Generation") -> dict[str, Any]:

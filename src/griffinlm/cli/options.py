@@ -52,7 +52,7 @@ Speculate = Annotated[
         "--speculate",
         metavar="N",
         help="Let the first loop of a recursive model guess N tokens, which the whole model checks in one go. "
-        "Answers stay the same, except that int8 weights may swap two nearly equal best tokens.",
+        "Answers are those without, but for rounding: with int8 weights most drawn texts become others.",
         min=1,
     ),
 ]
@@ -136,6 +136,8 @@ def generation_options(given: dict[str, Any]) -> "Options":
     chosen = Options(**{name: given[name] for name in Options.__annotations__ if name in given})
     if given.get("json_schema") is not None:
         chosen["json_schema"] = _read_json(given["json_schema"])
+        if chosen["json_schema"] is None:
+            raise GriffinError(f"{given['json_schema']} holds null; a JSON schema must be a table")
     GenerationOptions.of(chosen)
     return chosen
 

@@ -14,16 +14,16 @@ class InputError(GriffinError):
     """Input that is no text."""
 
 
-def require_text(argument: str) -> str:
+def require_text(argument: str, name: str = "the prompt") -> str:
     """The argument itself.
 
     Raises:
-        InputError: it came from bytes that are not UTF-8.
+        InputError: it came from bytes that are not UTF-8; the message begins with `name`.
     """
     try:
         argument.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise InputError(f"the prompt is not UTF-8 at character {error.start}") from None
+        raise InputError(f"{name} is not UTF-8 at character {error.start}") from None
     return argument
 
 

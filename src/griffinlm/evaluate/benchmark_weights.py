@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -85,7 +86,8 @@ def random_checkpoint(preset: str, engine: str, weights: str) -> Checkpoint:
     digest = hashlib.sha256(json.dumps(config.to_dict()).encode()).hexdigest()[:8]
     place = cache_directory().parent / "random" / f"{preset}-{kind}-{digest}"
     keep_alive = None
-    if not place.exists():
+    # Unlike Path.exists, false also where nobody may look.
+    if not os.path.exists(place):
         place, keep_alive = _room(place, _num_bytes(config, recipe, weights))
         try:
             in_own_process(_write, config, recipe, weights, place)

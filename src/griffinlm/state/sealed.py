@@ -137,9 +137,14 @@ def require_writable(path: Path, kind: str) -> None:
     Raises:
         StateError: the place is taken by something else, or its directory is missing or takes no files.
     """
-    if path.is_symlink() or (path.exists() and not path.is_file()):
+    try:
+        is_taken = path.is_symlink() or (path.exists() and not path.is_file())
+        has_directory = path.parent.is_dir()
+    except OSError as error:
+        raise StateError(f"{kind} {path} cannot be written: {error.strerror}") from error
+    if is_taken:
         raise StateError(f"{kind} {path} cannot be written: a directory, device or link has that name")
-    if not path.parent.is_dir():
+    if not has_directory:
         raise StateError(f"{kind} {path} cannot be written: there is no directory {path.parent}")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise StateError(f"{kind} {path} cannot be written: the directory {path.parent} takes no new files")
