@@ -122,7 +122,7 @@ def test_two_processes_hold_half_of_the_parameters_each(tmp_path):
 
 
 def test_rows_that_do_not_divide_over_the_processes_are_refused(run):
-    told = r"batch_rows is 9; it must be a multiple of rows_per_device \(4\) times the 2 processes"
+    told = r"batch_rows is 9; it must be a multiple of rows_per_device \(4\) times the number of processes \(2\)"
     with pytest.raises(TrainError, match=told):
         training_arguments(run("batch_rows=9"), 2)
     with pytest.raises(TrainError, match="it must be a multiple"):

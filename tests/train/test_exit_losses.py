@@ -254,6 +254,12 @@ def test_a_run_with_layer_dropout_and_exits_behind_layers_learns(run):
         ("{loss = 'weighted', layers = [2, 1]}", r"exits.layers is \[2, 1\]; it must ascend"),
         ("{loss = 'weighted', layers = [1], skips = true}", "the model has no loops"),
         ("{loss = 'weighted', layers = [1], rotation = 2}", "exits.rotation must be given exactly where"),
+        ("{loss = 'weighted', layers = [1], full_share = 0.9}", "full_share is 0.9; it is read only where exits.skips"),
+        ("{loss = 'weighted', layers = [1], least_threshold = 0.7}", r"exits\.least_threshold is 0.7; it is read only"),
+        (
+            "{loss = 'weighted', layers = [1], dropout_curriculum = 'exponential'}",
+            r"dropout_curriculum is 'exponential'; it is read only where exits\.layer_dropout",
+        ),
         ("{loss = 'weighted', layers = [1], layer_dropout = 1}", "exits.layer_dropout is 1; it must be 0 to 0.9"),
     ],
 )

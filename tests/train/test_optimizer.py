@@ -31,6 +31,11 @@ def test_rg_lru_norms_and_biases_are_not_decayed_and_all_else_is():
     assert "embedding.weight" not in spared
 
 
+def test_what_is_read_before_a_text_is_not_decayed():
+    names = ("prefix.trained.0", "tuned_state.trained.0", "prompt_encoder.default.embedding.weight")
+    assert not any(map(is_decayed, names))
+
+
 def test_without_a_gradient_a_step_only_decays():
     model = Griffin(ModelConfig.preset("tiny-griffin"))
     with torch.no_grad():

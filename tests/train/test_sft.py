@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,13 @@ from peft import PeftModel
 from tolerances import TOLERANCES, assert_agree, disagreement
 
 import griffinlm
-from griffinlm.checkpoint import open_checkpoint, write_checkpoint, write_quantized
+from griffinlm.checkpoint import initial_tensors, open_checkpoint, write_checkpoint, write_quantized
 from griffinlm.config import ModelConfig, is_matrix
 from griffinlm.evaluate.documents import DocumentError
 from griffinlm.hf import GriffinForCausalLM
 from griffinlm.quantization import RECIPES
 from griffinlm.text import Tokenizer
+from griffinlm.train.base import open_base
 from griffinlm.train.data.conversations import Example
 from griffinlm.train.data.token_file import IGNORED
 from griffinlm.train.errors import TrainError
@@ -51,9 +53,7 @@ def run(tmp_path: Path, capped_model: Path) -> Tuned:
 
 
 def prepared(config: TuningConfig) -> tuple[TuningTrainer, list[Example]]:
-    checkpoint = open_checkpoint(config.model)
-    assert checkpoint.tokenizer_directory is not None
-    tokenizer = Tokenizer.from_directory(checkpoint.tokenizer_directory)
+    checkpoint, tokenizer = open_base(config.model)
     examples = read_examples(config, tokenizer)
     return build_trainer(config, tuning_arguments(config), checkpoint, tokenizer, examples), examples.train
 
@@ -85,11 +85,17 @@ def logits_of(model: griffinlm.LanguageModel) -> np.ndarray:
     return logits
 
 
+def batches(trainer: TuningTrainer, num_rows: int) -> Iterable[dict[str, torch.Tensor]]:
+    """The training rows, each once."""
+    trainer.args.per_device_eval_batch_size = num_rows
+    return trainer.get_eval_dataloader(trainer.train_dataset)
+
+
 def mean_loss(trainer: TuningTrainer) -> tuple[float, int]:
     """The trainer's mean loss over its training rows, and the number of labels."""
     total, num_labels = 0.0, 0
     with torch.no_grad():
-        for batch in trainer.get_eval_dataloader(trainer.train_dataset):
+        for batch in batches(trainer, 4):
             num_here = int((batch["labels"] != IGNORED).sum())
             total += float(trainer.compute_loss(trainer.model, batch)) * num_here
             num_labels += num_here
@@ -120,10 +126,20 @@ def test_the_loss_under_fake_quantization_equals_the_loss_by_hand_of_the_quantiz
 
 
 @pytest.mark.parametrize("packing", ["true", "false"])
+def test_the_held_out_loss_equals_the_loss_by_hand(run: Tuned, packing: str):
+    config = run("steps=1", f"data.packing={packing}", "data.held_out_share=0.2")
+    outcome = tune(config)
+    held_out = read_examples(config, open_base(config.model).tokenizer).held_out
+    assert len({sum(label != IGNORED for label in example.labels) for example in held_out}) > 1
+    expected = loss_by_hand(griffinlm.load(outcome.result, engine="torch"), held_out)
+    assert outcome.figures["eval_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("packing", ["true", "false"])
 def test_the_rows_that_are_read_hold_every_label_with_its_tokens(run: Tuned, packing: str):
     trainer, examples = prepared(run(f"data.packing={packing}", "data.held_out_share=0.0", "data.row_tokens=60"))
     found: list[Example] = []
-    for batch in trainer.get_eval_dataloader(trainer.train_dataset):
+    for batch in batches(trainer, 4):
         mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
         for row, (tokens, labels, real) in enumerate(zip(batch["input_ids"], batch["labels"], mask, strict=True)):
             kept = real.bool()
@@ -138,9 +154,9 @@ def test_the_rows_that_are_read_hold_every_label_with_its_tokens(run: Tuned, pac
 def test_packed_rows_hold_several_conversations_and_padded_ones_give_the_same_gradient(run: Tuned):
     gradients = []
     for packing in ("true", "false"):
-        trainer, examples = prepared(run(f"data.packing={packing}", "data.held_out_share=0.0", "batch_rows=64"))
+        trainer, examples = prepared(run(f"data.packing={packing}", "data.held_out_share=0.0"))
         assert (len(trainer.train_dataset) < len(examples)) == (packing == "true")
-        (batch,) = trainer.get_train_dataloader()
+        (batch,) = batches(trainer, len(examples))
         trainer.compute_loss(trainer.model, batch).backward()
         gradients.append({name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None})
     for name, gradient in gradients[0].items():
@@ -291,6 +307,16 @@ def test_a_quantized_model_is_refused(run: Tuned, capped_model: Path, tmp_path: 
     (tmp_path / "any").mkdir()
     with pytest.raises(TrainError, match="int4 is quantized"):
         merge(str(tmp_path / "int4"), tmp_path / "any", tmp_path / "merged")
+
+
+def test_a_model_of_deepminds_is_refused(run: Tuned, tmp_path: Path, tiny_tokenizer_directory: Path):
+    values = ModelConfig.preset("tiny-hawk").to_dict()
+    config = ModelConfig.from_dict({**values, "vocab_size": 288})
+    write_checkpoint(
+        config, initial_tensors(config, 0), tmp_path / "theirs", "deepmind", None, tiny_tokenizer_directory
+    )
+    with pytest.raises(TrainError, match="theirs has the format deepmind; what is tuned must have griffinlm or"):
+        tune(run(f"model={tmp_path / 'theirs'}"))
 
 
 def test_a_loss_that_is_no_number_ends_the_run(run: Tuned):

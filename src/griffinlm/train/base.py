@@ -19,6 +19,9 @@ from griffinlm.model.state import to_array
 from griffinlm.text import Tokenizer
 from griffinlm.train.errors import TrainError
 
+TRAINABLE = ("griffinlm", "huggingface")
+"""Formats of a base."""
+
 
 class Base(NamedTuple):
     """A model with a tokenizer."""
@@ -46,9 +49,15 @@ def open_base(model: str) -> Base:
     """The model of that name or directory.
 
     Raises:
-        GriffinError: it cannot be read or has no tokenizer of its size, or its weights are quantized.
+        GriffinError: it cannot be read, is of a format that transformers does not read, has no tokenizer of its size,
+            or its weights are quantized.
     """
     checkpoint = open_checkpoint(find_model(model))
+    if checkpoint.format not in TRAINABLE:
+        raise TrainError(
+            f"{checkpoint.path} has the format {checkpoint.format}; what is tuned must have {' or '.join(TRAINABLE)}",
+            hint="griffin convert SRC DST --to FORMAT",
+        )
     if checkpoint.tokenizer_directory is None:
         raise TrainError(f"{checkpoint.path} has no tokenizer, so it takes no conversations")
     tokenizer = Tokenizer.from_directory(checkpoint.tokenizer_directory)

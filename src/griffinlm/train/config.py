@@ -10,10 +10,9 @@ from griffinlm.errors import shown
 from griffinlm.loading import bundled_models, find_model
 from griffinlm.train.errors import TrainError
 from griffinlm.train.exits_config import ExitsConfig
-from griffinlm.train.table import Range, read_table, read_toml, read_value
+from griffinlm.train.table import Range, Share, read_table, read_toml, read_value
 
 Count = Annotated[int, Range(1, 2**40)]
-Share = Annotated[float, Range(0.0, 1.0)]
 
 MOST_ROWS = 2**53
 """Of a run; up to here a float holds every number of rows, and so does the share of a source."""
@@ -32,7 +31,7 @@ def rows_on_each(batch_rows: int, rows_per_device: int | None, num_devices: int)
     if not rows or batch_rows % (rows * num_devices):
         raise TrainError(
             f"batch_rows is {batch_rows}; it must be a multiple of rows_per_device ({rows}) "
-            f"times the {num_devices} processes"
+            f"times the number of processes ({num_devices})"
         )
     return rows
 
@@ -279,10 +278,7 @@ def _checked(config: PretrainConfig) -> PretrainConfig:
         raise TrainError(f"source {', '.join(unused)} has a weight in no stage")
     if config.num_steps * config.batch_rows > MOST_ROWS:
         raise TrainError(f"all stages have {config.num_steps * config.batch_rows:,} rows; most are {MOST_ROWS:,}")
-    if config.rows_per_device is not None and config.batch_rows % config.rows_per_device:
-        raise TrainError(
-            f"batch_rows is {config.batch_rows}; it must be a multiple of rows_per_device ({config.rows_per_device})"
-        )
+    config.rows_on_each(1)
     if config.teacher is None and config.teacher_share != 1.0:
         raise TrainError(f"teacher_share is {config.teacher_share}; there is no teacher")
     if config.prefix_tokens is not None and config.exits is not None:

@@ -5,13 +5,13 @@ from typing import Annotated, Literal
 
 from griffinlm.config import ModelConfig
 from griffinlm.train.errors import TrainError
-from griffinlm.train.table import Range
-
-Share = Annotated[float, Range(0.0, 1.0)]
+from griffinlm.train.table import Range, Share
 
 COEFFICIENTS = {"aggressive": 0.1, "layer_skip": 0.2}
 """What the papers chose, by the loss that has one."""
 MAX_LAYER_DROPOUT = 0.9
+READ_WITH = {"full_share": "skips", "least_threshold": "skips", "dropout_curriculum": "layer_dropout"}
+"""Entries that nothing reads without another one."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,10 @@ def require_exits(exits: ExitsConfig, model: ModelConfig) -> None:
         raise TrainError(f"exits.coefficient is given with loss {exits.loss!r}; {' and '.join(COEFFICIENTS)} have one")
     if (exits.rotation is not None) != (exits.curriculum == "rotational"):
         raise TrainError("exits.rotation must be given exactly where exits.curriculum is rotational")
+    for name, other in READ_WITH.items():
+        value = getattr(exits, name)
+        if value != getattr(ExitsConfig, name) and not getattr(exits, other):
+            raise TrainError(f"exits.{name} is {value!r}; it is read only where exits.{other} is given")
     if model.num_loops > 1:
         if exits.layers:
             raise TrainError(

@@ -1,7 +1,6 @@
 """Pretraining: from a configuration to a model directory."""
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +30,7 @@ from griffinlm.train.matmul_precision import matmul_precision
 from griffinlm.train.objective import Objective
 from griffinlm.train.prefix import PREFIX_FILE, PrefixObjective, build_prefix, write_prefix
 from griffinlm.train.quantization_aware import leave_on_grid, put_on_grid
-from griffinlm.train.sharding import barrier, build_objective, rank, whole_tensors, world_size
+from griffinlm.train.sharding import barrier, build_objective, num_started, rank, whole_tensors, world_size
 from griffinlm.train.trainer import PretrainTrainer, training_arguments
 
 MODEL, CHECKPOINTS, TOKENS = "model", "checkpoints", "tokens"
@@ -70,7 +69,7 @@ def pretrain(config: PretrainConfig, report: Callable[[DocumentError], None] | N
             run, or the loss is no number any more.
     """
     require_free(config.output / MODEL)
-    arguments = training_arguments(config, int(os.environ.get("WORLD_SIZE", "1")))
+    arguments = training_arguments(config, num_started())
     device = arguments.device  # joins the other processes
     tokenizer = Tokenizer.from_directory(config.tokenizer)
     start = _start(config)

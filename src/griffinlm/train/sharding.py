@@ -1,5 +1,6 @@
 """Parameters over many devices: FSDP2, filling sharded parameters, and reading them whole."""
 
+import os
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -69,6 +70,11 @@ def whole_tensors(griffin: Griffin) -> Iterator[tuple[str, np.ndarray]]:
 def world_size() -> int:
     """How many processes there are."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def num_started() -> int:
+    """How many processes torchrun has started, whether they have joined or not."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:

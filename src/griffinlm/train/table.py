@@ -7,7 +7,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Annotated, Any, Literal, TypeVar, Union
 
 from griffinlm.errors import shown
 from griffinlm.train.errors import TrainError
@@ -25,6 +25,9 @@ class Range:
     def __str__(self) -> str:
         least, most = (f"{n:,}" if isinstance(n, int) else f"{n:g}" for n in (self.least, self.most))
         return f"{least} or more" if self.most == math.inf else f"{least} to {most}"
+
+
+Share = Annotated[float, Range(0.0, 1.0)]
 
 
 def read_toml(path: Path, changes: Sequence[str] = ()) -> dict[str, Any]:

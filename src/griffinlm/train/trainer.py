@@ -42,12 +42,10 @@ def training_arguments(config: PretrainConfig, num_processes: int) -> TrainingAr
     """The run as transformers' TrainingArguments; they find the device and join the processes of torchrun.
 
     Raises:
-        TrainError: a step's rows do not divide over the processes.
+        TrainError: the device is not there, or a step's rows do not divide over the processes.
     """
     rows_per_device = config.rows_on_each(num_processes)
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise TrainError("device is cuda; torch finds none here")
-    use_cpu = config.device == "cpu" or not torch.cuda.is_available()
+    use_cpu = is_on_cpu(config.device)
     return TrainingArguments(
         output_dir=str(config.output),
         max_steps=config.num_steps,
@@ -72,6 +70,17 @@ def training_arguments(config: PretrainConfig, num_processes: int) -> TrainingAr
         report_to="none",
         disable_tqdm=not sys.stderr.isatty(),
     )
+
+
+def is_on_cpu(device: str) -> bool:
+    """Whether a run on a device of that name, or `auto`, computes on the CPU.
+
+    Raises:
+        TrainError: the device is not there.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise TrainError("device is cuda; torch finds none here")
+    return device == "cpu" or not torch.cuda.is_available()
 
 
 class RunTrainer(Trainer):

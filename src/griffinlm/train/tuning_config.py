@@ -9,7 +9,14 @@ from typing import Annotated, Literal
 from griffinlm.errors import shown
 from griffinlm.quantization import RECIPES, QuantizationError, recipe_of
 from griffinlm.quantization.formats import OFFERED_NAMES
-from griffinlm.train.config import CheckpointConfig, Count, OptimizerConfig, ScheduleConfig, require_schedule
+from griffinlm.train.config import (
+    CheckpointConfig,
+    Count,
+    OptimizerConfig,
+    ScheduleConfig,
+    require_schedule,
+    rows_on_each,
+)
 from griffinlm.train.data.conversations import RowFields
 from griffinlm.train.errors import TrainError
 from griffinlm.train.table import Range, read_table, read_toml
@@ -91,7 +98,8 @@ class TunedRun:
     optimizer: TuningOptimizerConfig
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     epochs: Annotated[float, Range(1e-6, 1e6)] | None = None
-    """Passes over the data; 1 where neither these nor steps are given."""
+    """Passes over the data; 1 where neither these nor steps are given. Every step has `batch_rows` rows: one that a
+    pass cannot fill goes on with rows of the next one."""
     steps: Count | None = None
     """Optimizer steps, instead of epochs."""
     checkpoints: CheckpointConfig | None = None
@@ -105,6 +113,14 @@ class TunedRun:
     """Recompute every block in the backward pass instead of keeping its activations."""
     log_every_steps: Count = 10
     seed: Annotated[int, Range(0, 2**31)] = 0
+
+    def rows_on_each(self, num_devices: int) -> int:
+        """Rows that each of some devices reads at once.
+
+        Raises:
+            TrainError: a step's rows do not divide over the devices.
+        """
+        return rows_on_each(self.batch_rows, self.rows_per_device, num_devices)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,10 +179,7 @@ def require_run(config: TunedRun) -> None:
     if config.epochs is not None and config.steps is not None:
         raise TrainError("epochs and steps are given; a run ends after one of them")
     require_schedule(config.schedule, config.steps)
-    if config.rows_per_device is not None and config.batch_rows % config.rows_per_device:
-        raise TrainError(
-            f"batch_rows is {config.batch_rows}; it must be a multiple of rows_per_device ({config.rows_per_device})"
-        )
+    config.rows_on_each(1)
 
 
 def _require_weights(name: str, weights: str | None, floats: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """TRL's trainers with this package's optimizer, checkpoints and log."""
 
-import os
 import sys
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +9,26 @@ import torch
 from datasets import Dataset
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from griffinlm.train.checkpoints import Checkpoints, require_same_run
-from griffinlm.train.config import rows_on_each
-from griffinlm.train.errors import TrainError
+from griffinlm.train.data.token_file import IGNORED
 from griffinlm.train.optimizer import build_optimizer
 from griffinlm.train.schedule import share_of_largest
-from griffinlm.train.trainer import LOG_FILE, TENSORBOARD, Log, RunTrainer, TensorBoard, leave_standard_output
+from griffinlm.train.sharding import num_started
+from griffinlm.train.step_rows import StepRows
+from griffinlm.train.trainer import (
+    LOG_FILE,
+    TENSORBOARD,
+    Log,
+    RunTrainer,
+    TensorBoard,
+    is_on_cpu,
+    leave_standard_output,
+)
 from griffinlm.train.tuning_config import TunedRun, TuningConfig
 
 CHECKPOINTS = "checkpoints"
@@ -46,18 +56,17 @@ def common_arguments(config: TunedRun) -> dict[str, Any]:
     Raises:
         TrainError: the device is not there, or a step's rows do not divide over the processes.
     """
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise TrainError("device is cuda; torch finds none here")
-    use_cpu = config.device == "cpu" or not torch.cuda.is_available()
-    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
-    rows_at_once = rows_on_each(config.batch_rows, config.rows_per_device, num_processes)
+    use_cpu, num_processes = is_on_cpu(config.device), num_started()
+    rows_at_once = config.rows_on_each(num_processes)
     saving = config.checkpoints
     return {
         "output_dir": str(config.output / CHECKPOINTS),
         "num_train_epochs": 1.0 if config.epochs is None else config.epochs,
         "max_steps": -1 if config.steps is None else config.steps,
         "per_device_train_batch_size": rows_at_once,
-        "per_device_eval_batch_size": rows_at_once,
+        # accelerate repeats rows so that all processes read as many batches, and leaves repeated ones out by their
+        # number; in a batch of several rows they would count in its mean.
+        "per_device_eval_batch_size": 1,
         "gradient_accumulation_steps": config.batch_rows // (rows_at_once * num_processes),
         "learning_rate": config.optimizer.learning_rate,
         "max_grad_norm": config.optimizer.clip_norm,
@@ -119,6 +128,13 @@ class TunedTrainer(RunTrainer):
             require_same_run(last, self._facts["run"])
         return last
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        return StepRows(len(rows), self._config.batch_rows, self._config.seed, self._current_pass)
+
+    def _current_pass(self) -> int:
+        return int(self.state.epoch or 0)
+
     @property
     def _trained(self) -> nn.Module:
         assert self.model is not None
@@ -153,6 +169,21 @@ class TuningTrainer(TunedTrainer, SFTTrainer):
         """The model's own loss, which makes logits of learned tokens alone; TRL's makes those of all on a CPU."""
         inputs = {**inputs, "skip_logits": True}
         return Trainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *options: Any, **named: Any) -> tuple[Any, Any, Any]:
+        """The loss of a row, weighted so that the mean over rows is that over learned tokens."""
+        loss, logits, labels = super().prediction_step(model, inputs, *options, **named)
+        return loss * _num_learned(inputs["labels"]) / self._mean_learned, logits, labels
+
+    @cached_property
+    def _mean_learned(self) -> float:
+        """Learned tokens of a held-out row, in the mean."""
+        assert isinstance(self.eval_dataset, Dataset)
+        return sum(_num_learned(torch.tensor(row)) for row in self.eval_dataset["labels"]) / len(self.eval_dataset)
+
+
+def _num_learned(labels: torch.Tensor) -> int:
+    return int((labels != IGNORED).sum())
 
 
 class _EvaluateAtTheEnd(TrainerCallback):

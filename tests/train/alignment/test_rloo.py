@@ -205,6 +205,23 @@ def test_what_teaches_must_be_named_once(run: Aligned, changes: tuple[str, ...],
         run(RlooConfig, "max_answer_tokens=8", *changes)
 
 
+def test_fewer_prompts_than_a_step_reads_are_refused(run: Aligned, rules: Path):
+    rule = f'rules={{letters={{file="{rules}", function="letters"}}}}'
+    few = ("max_answer_tokens=8", "num_answers=2", "batch_rows=8", "sources.rows.max_rows=3", "data.held_out_share=0.0")
+    with pytest.raises(TrainError, match=r"3 prompts are left to learn from; .* batch_rows / num_answers \(4\)"):
+        train_rloo(run(RlooConfig, *few, rule))
+
+
+def test_answers_to_a_prompt_that_would_lie_in_two_processes_are_refused(
+    run: Aligned, rules: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = run(RlooConfig, "max_answer_tokens=8", f'rules={{letters={{file="{rules}", function="letters"}}}}')
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    told = r"batch_rows is 4; it must be a multiple of num_answers \(4\) times the number of processes \(2\)"
+    with pytest.raises(TrainError, match=told):
+        train_rloo(config)
+
+
 def test_a_strong_kl_term_holds_the_policy_near_its_base(run: Aligned, reward_model: Path):
     def last_kl(beta: float) -> float:
         changes = (

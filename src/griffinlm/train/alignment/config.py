@@ -91,6 +91,11 @@ class RlooConfig(AlignmentConfig):
     unended_penalty: Annotated[float, Range(0.0, 1e6)] = 0.0
     """Taken off the reward of an answer that did not end within `max_answer_tokens`."""
 
+    @property
+    def step_prompts(self) -> int:
+        """Prompts whose answers a step reads."""
+        return self.batch_rows // self.num_answers
+
 
 Config = TypeVar("Config", bound=AlignmentConfig)
 

@@ -1,12 +1,13 @@
 """REINFORCE leave-one-out by TRL's trainer, on answers that this package's scheduler writes."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
+from torch.utils.data import Sampler
 from trl.trainer.rloo_config import RLOOConfig as RlooArguments
 from trl.trainer.rloo_trainer import RLOOTrainer as TrlRlooTrainer
 from trl.trainer.utils import add_fused_lm_head
@@ -28,7 +29,8 @@ from griffinlm.train.base import (
     tokenizer_for_trl,
 )
 from griffinlm.train.errors import TrainError
-from griffinlm.train.sharding import rank
+from griffinlm.train.sharding import num_started, rank
+from griffinlm.train.step_rows import StepRows
 from griffinlm.train.tuning_trainer import TunedTrainer, common_arguments
 
 
@@ -55,6 +57,13 @@ class RlooTrainer(TunedTrainer, TrlRlooTrainer):
         writer = LanguageModel(shared_engine(model), tokenizer, lambda: "")
         self._rollouts = Rollouts(writer, config.max_answer_tokens, config.temperature)
 
+    def _get_train_sampler(  # pyright: ignore[reportIncompatibleMethodOverride]  (its argument has two names there)
+        self, dataset: Any = None
+    ) -> Sampler[int]:
+        assert isinstance(self._config, RlooConfig)
+        prompts: Any = self.train_dataset if dataset is None else dataset
+        return _Answers(self._config, self.args.gradient_accumulation_steps, len(prompts), self._current_pass)
+
     def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return prompts, None, {}
 
@@ -70,6 +79,22 @@ class RlooTrainer(TunedTrainer, TrlRlooTrainer):
         return self._rollouts.answers(prompt_ids[::num_answers], num_answers, seed)
 
 
+class _Answers(StepRows):
+    """Each prompt of a step once for every answer, and these once for every part that the step is accumulated from."""
+
+    def __init__(self, config: RlooConfig, num_parts: int, num_prompts: int, current_pass: Callable[[], int]) -> None:
+        super().__init__(num_prompts, config.step_prompts, config.seed, current_pass)
+        self._num_answers, self._num_parts = config.num_answers, num_parts
+
+    def __len__(self) -> int:
+        return super().__len__() * self._num_answers * self._num_parts
+
+    def __iter__(self) -> Iterator[int]:
+        for prompts in self.steps():
+            for _ in range(self._num_parts):
+                yield from (prompt for prompt in prompts for _ in range(self._num_answers))
+
+
 def train_rloo(config: RlooConfig, report: Callable[[DocumentError], None] | None = None) -> TuningOutcome:
     """Trains a model on what a reward model and rules say of its own answers, held near the model that it begins from.
 
@@ -81,9 +106,14 @@ def train_rloo(config: RlooConfig, report: Callable[[DocumentError], None] | Non
         report: called with every bad row that is skipped.
 
     Raises:
-        GriffinError: data, tokenizer or models cannot be used, the output is taken, was made by another run or cannot
-            be written, or the loss is no number any more.
+        GriffinError: the answers to a prompt do not stay in one process; data, tokenizer or models cannot be used, the
+            output is taken, was made by another run or cannot be written, or the loss is no number any more.
     """
+    if config.rows_on_each(num_started()) % config.num_answers:
+        raise TrainError(
+            f"batch_rows is {config.batch_rows}; it must be a multiple of num_answers ({config.num_answers}) "
+            f"times the number of processes ({num_started()})"
+        )
     most_tokens = config.data.row_tokens - config.max_answer_tokens
     return run_to_end(config, parse_prompt, most_tokens, build_trainer, write_policy, report)
 
@@ -92,10 +122,16 @@ def build_trainer(config: RlooConfig, base: Base, prompts: Split[Prompt]) -> Rlo
     """TRL's trainer of a run.
 
     Raises:
-        GriffinError: a model cannot be used.
+        GriffinError: there are fewer prompts than a step reads, or a model cannot be used.
     """
+    if len(prompts.train) < config.step_prompts:
+        raise TrainError(
+            f"{len(prompts.train)} prompts are left to learn from; there must be those of a step, batch_rows / "
+            f"num_answers ({config.step_prompts})"
+        )
+    common = common_arguments(config)
     arguments = RlooArguments(
-        **common_arguments(config),
+        **{**common, "per_device_eval_batch_size": common["per_device_train_batch_size"]},
         num_generations=config.num_answers,
         max_completion_length=config.max_answer_tokens,
         temperature=config.temperature,
