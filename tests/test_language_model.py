@@ -359,6 +359,7 @@ def test_without_a_tokenizer_only_text_complains(gemma):
         (lambda m: m.generate("a", max_tokens=4, min_tokens=5), "min_tokens is 5; it must be at most max_tokens, 4"),
         (lambda m: m.generate("a", stop=""), None),
         (lambda m: m.generate("a", stop=["x", ""]), "stop is ''"),
+        (lambda m: m.generate("a", stop="x\ud800"), "half a surrogate pair"),
         (lambda m: m.generate("a", temperatur=1), "unknown option 'temperatur'"),
         (lambda m: m.generate("a", temperature=-1), "temperature is -1"),
         (lambda m: m.generate([999_999]), "token id 999999"),

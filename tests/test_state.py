@@ -187,7 +187,7 @@ def test_a_copy_and_a_row_live_on_their_own():
 def test_states_that_do_not_belong_together_are_not_stacked():
     with pytest.raises(StateError, match="there are no states to stack"):
         State.stack([])
-    with pytest.raises(StateError, match="state 1 belongs to another model or adapter than state 0"):
+    with pytest.raises(StateError, match="beside state 0, state 1 belongs to another model: window_dtype"):
         State.stack([filled(GRIFFIN), filled(Model(GRIFFIN.config, window_dtype="bfloat16"))])
     gemma = Model(ModelConfig.preset("tiny-gemma"))
     short, long = (filled(gemma, capacity=capacity) for capacity in (8, 9))

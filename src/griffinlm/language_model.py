@@ -200,9 +200,9 @@ class LanguageModel:
         num_answers: int | None = None,
         **options: Unpack[Options],
     ) -> Generation | list[Generation] | list[list[Generation]]:
-        """Continues a prompt, or several side by side (one row of the state each); every answer is as if alone,
-        but for rounding (docs/numerics.md).
+        """Continues a prompt, or several side by side, one row of the state each.
 
+        Every answer is as if alone, but for rounding (docs/numerics.md).
         Without a state the prompt begins with BOS; with one it goes on where the state stands, its pending token first.
         Text never becomes control tokens; ids are taken as they are, without BOS. A tuned state has read BOS, so that
         of a prompt without a state is left out.
@@ -312,8 +312,7 @@ class LanguageModel:
             raise StateError(f"state is {type(state).__name__}; it must be a griffinlm.State")
         if state.rows != rows:
             raise StateError(f"the state has {state.rows} rows; the tokens have {rows}")
-        if not self.identity.same_as(state.identity):
-            raise StateError("the state belongs to another model, precision, window type or tokenizer")
+        self.identity.require_same(state.identity, "the state")
 
     def _capacity(self, state: State | None, room: int | None) -> int | None:
         if not self.config.needs_capacity:

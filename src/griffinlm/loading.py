@@ -67,6 +67,44 @@ def load(
         GriffinError: no such model, damaged files, not enough memory, a combination that no engine has, or an adapter
             of another model or kind.
     """
+    _check_arguments(engine, weights, threads, adapters, num_guesses, early_exit)
+    checkpoint = open_checkpoint(find_model(path_or_name))
+    exits = _exits_of(checkpoint) if early_exit else None
+    paths = {name: _adapter_path(name, path) for name, path in (adapters or {}).items()}
+    low_rank = {name: read_low_rank(path, checkpoint.config) for name, path in paths.items() if path.is_dir()}
+    terms = {name: low_rank[name].terms if name in low_rank else {} for name in paths}
+    if engine == "auto":
+        needs_torch = device != "cpu" or "bfloat16" in (weights, window_dtype) or (early_exit and any(terms.values()))
+        engine = "torch" if needs_torch else "onnx"
+    if engine == "torch":
+        built = _torch_engine(checkpoint, device, weights or "float32", window_dtype, threads, terms)
+        if exits is not None:
+            built = _torch_with_exits(built, exits)
+        if num_guesses is not None:
+            built = _torch_speculating(checkpoint, built, num_guesses)
+    else:
+        if device != "cpu":
+            raise LoadError(f"device is {device!r}; engine onnx runs on the cpu", hint="engine torch runs there")
+        if exits is not None and any(terms.values()):
+            raise LoadError("low-rank adapters have no early exits on engine onnx", hint="engine torch has them")
+        checkpoint = with_weights(checkpoint, weights)
+        built = _onnx_engine(checkpoint, window_dtype, threads, terms)
+        if exits is not None:
+            built = _onnx_with_exits(checkpoint, built, threads, exits)
+        if num_guesses is not None:
+            built = _onnx_speculating(checkpoint, built, threads, num_guesses)
+    tokenizer = _tokenizer_of(checkpoint)
+    digest = checkpoint.digest if exits is None else partial(_digest_with_exits, checkpoint, exits)
+    model = LanguageModel(built, tokenizer, digest)
+    if not paths:
+        return model
+    loaded = {name: _loaded_adapter(path, low_rank.get(name), model) for name, path in paths.items()}
+    return LanguageModel(built, tokenizer, digest, loaded)
+
+
+def _check_arguments(
+    engine: str, weights: object, threads: int | None, adapters: object, num_guesses: int | None, early_exit: bool
+) -> None:
     if engine not in ENGINES:
         raise LoadError(f"engine is {engine!r}; allowed are {', '.join(ENGINES)}")
     if weights is not None and not isinstance(weights, str):
@@ -77,42 +115,17 @@ def load(
     if num_guesses is not None and num_guesses < 1:
         raise LoadError(f"num_guesses is {num_guesses}; it must be at least 1")
     if early_exit and num_guesses is not None:
-        raise LoadError("tokens can be guessed or leave early, not both")
-    checkpoint = open_checkpoint(find_model(path_or_name))
-    exits = _exits_of(checkpoint) if early_exit else None
-    paths = {name: _adapter_path(name, path) for name, path in (adapters or {}).items()}
-    low_rank = {name: read_low_rank(path, checkpoint.config) for name, path in paths.items() if path.is_dir()}
-    terms = {name: low_rank[name].terms if name in low_rank else {} for name in paths}
-    if engine == "auto":
-        needs_torch = device != "cpu" or "bfloat16" in (weights, window_dtype) or (early_exit and any(terms.values()))
-        engine = "torch" if needs_torch else "onnx"
-    if engine == "torch":
-        built = _torch_engine(checkpoint, device, weights or "float32", window_dtype, threads, terms, num_guesses)
-        if exits is not None:
-            built = _torch_with_exits(built, exits)
-    else:
-        if device != "cpu":
-            raise LoadError(f"device is {device!r}; engine onnx runs on the cpu", hint="--engine torch")
-        if exits is not None and any(terms.values()):
-            raise LoadError("low-rank adapters have no early exits on engine onnx", hint="--engine torch")
-        checkpoint = with_weights(checkpoint, weights)
-        built = _onnx_engine(checkpoint, window_dtype, threads, terms)
-        if exits is not None:
-            built = _onnx_with_exits(checkpoint, built, threads, exits)
-        if num_guesses is not None:
-            built = _onnx_speculating(checkpoint, built, threads, num_guesses)
-    tokenizer = None
-    if checkpoint.tokenizer_directory is not None:
-        tokenizer = Tokenizer.from_directory(checkpoint.tokenizer_directory)
-        if tokenizer.vocab_size > checkpoint.config.vocab_size:
-            size = checkpoint.config.vocab_size
-            raise LoadError(f"the tokenizer has {tokenizer.vocab_size} tokens; the model's vocabulary has {size}")
-    digest = checkpoint.digest if exits is None else partial(_digest_with_exits, checkpoint, exits)
-    model = LanguageModel(built, tokenizer, digest)
-    if not paths:
-        return model
-    loaded = {name: _loaded_adapter(path, low_rank.get(name), model) for name, path in paths.items()}
-    return LanguageModel(built, tokenizer, digest, loaded)
+        raise LoadError(f"num_guesses is {num_guesses} beside early_exit; tokens are guessed or leave early, not both")
+
+
+def _tokenizer_of(checkpoint: Checkpoint) -> Tokenizer | None:
+    """The tokenizer beside the weights, if there is one."""
+    if checkpoint.tokenizer_directory is None:
+        return None
+    tokenizer, num_tokens = Tokenizer.from_directory(checkpoint.tokenizer_directory), checkpoint.config.vocab_size
+    if tokenizer.vocab_size > num_tokens:
+        raise LoadError(f"the tokenizer has {tokenizer.vocab_size} tokens; the model's vocabulary has {num_tokens}")
+    return tokenizer
 
 
 def check_threads(threads: int | None) -> None:
@@ -296,7 +309,6 @@ def _torch_engine(
     window_dtype: str | None,
     threads: int | None,
     adapters: AdapterTerms,
-    num_guesses: int | None,
 ) -> Engine:
     try:
         import torch
@@ -315,16 +327,18 @@ def _torch_engine(
         raise LoadError(f"device is {device!r}; torch cannot use it here: {in_one_line(error)}") from error
     if threads is not None:
         torch.set_num_threads(threads)
-    built = build_engine(checkpoint.config, checkpoint.tensor, weights, window_dtype, device, adapters)
-    if num_guesses is None:
-        return built
-    from griffinlm.model.drafting import TorchDraftingExecutor, bytes_ahead
+    return build_engine(checkpoint.config, checkpoint.tensor, weights, window_dtype, device, adapters)
 
-    first_loop(checkpoint)
+
+def _torch_speculating(checkpoint: Checkpoint, engine: Engine, num_guesses: int) -> Engine:
+    from griffinlm.model.drafting import TorchDraftingExecutor, bytes_ahead
+    from griffinlm.model.engine import TorchEngine
+
+    assert isinstance(engine, TorchEngine)
+    first_loop(checkpoint)  # refuses a model without loops
+    kept = Extra(0, (num_guesses + 1) * bytes_ahead(engine.config, engine.precision))
 
     def make_executor(num_slots: int, capacity: int | None) -> SpeculatingExecutor:
-        return SpeculatingExecutor(TorchDraftingExecutor(built, num_slots, capacity), num_guesses)
+        return SpeculatingExecutor(TorchDraftingExecutor(engine, num_slots, capacity), num_guesses)
 
-    return SettlingEngine(
-        built, make_executor, Extra(0, (num_guesses + 1) * bytes_ahead(built.config, built.precision))
-    )
+    return SettlingEngine(engine, make_executor, kept)

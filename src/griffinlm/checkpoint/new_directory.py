@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from griffinlm.checkpoint.errors import CheckpointError, describe
+from griffinlm.state import flush_entry
 
 try:
     import fcntl
@@ -47,7 +48,7 @@ def new_directory(destination: Path) -> Iterator[Path]:
                 if final.is_dir():
                     final.rmdir()
                 partial.rename(final)
-                _flush_entry(final.parent)
+                flush_entry(final.parent)
             except BaseException:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
@@ -112,15 +113,5 @@ def _open_to_readers(directory: Path) -> None:
 
 def _flush(directory: Path) -> None:
     for path in directory.rglob("*"):
-        _flush_entry(path)
-    _flush_entry(directory)
-
-
-def _flush_entry(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
-        return  # Windows opens no directories.
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        flush_entry(path)
+    flush_entry(directory)

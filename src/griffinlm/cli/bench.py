@@ -72,7 +72,7 @@ def bench(
 
     workload = Workload(
         measure,
-        _positions(positions),
+        tuple(o.whole_numbers("positions", positions, "0,8192")),
         DEFAULT_ROWS.get(measure, 1) if rows is None else rows,
         DEFAULT_TOKENS.get(measure, 1) if tokens is None else tokens,
     )
@@ -84,13 +84,6 @@ def bench(
         figures.append(figure)
     if not as_json:
         _print_figures(figures)
-
-
-def _positions(text: str) -> tuple[int, ...]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdecimal() and len(part) < 20 for part in parts):
-        raise BenchError(f"positions is {text[:60]!r}; it must be whole numbers with commas between them, as in 0,8192")
-    return tuple(map(int, parts))
 
 
 def _subject(

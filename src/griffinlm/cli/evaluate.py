@@ -165,7 +165,7 @@ def _recall(given: dict[str, Any]) -> None:
     names = _names("recall", given["recall"])
     for name in names:
         require_recall_task(name)
-    lengths = _lengths(given["lengths"])
+    lengths = o.whole_numbers("lengths", given["lengths"], "256,512")
     num_examples = given["examples"] or DEFAULT_NUM_EXAMPLES
     model = o.load_model(given)
     figures = evaluate_recall(model, names, lengths, num_examples, given["seed"] or 0, **_batch(given))
@@ -192,12 +192,3 @@ def _names(option: str, text: str) -> list[str]:
     if len(set(names)) < len(names):
         raise EvaluateError(f"--{option} is {text[:60]!r}; it names something twice")
     return names
-
-
-def _lengths(text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdecimal() and len(part) < 20 for part in parts):
-        raise EvaluateError(
-            f"lengths is {text[:60]!r}; it must be whole numbers with commas between them, as in 256,512"
-        )
-    return list(map(int, parts))

@@ -1,11 +1,11 @@
 """griffin exits: from which confidence on tokens may leave the loops of a recursive model early."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from griffinlm.cli.info import exits_facts
 from griffinlm.cli.options import AsJson
 from griffinlm.cli.output import print_json, print_table
 
@@ -36,7 +36,7 @@ def exits(
     """
     from griffinlm.checkpoint.exits import EXITS_FILE, write_exits
     from griffinlm.errors import GriffinError
-    from griffinlm.evaluate.documents import read_documents
+    from griffinlm.evaluate.documents import read_token_ids
     from griffinlm.loading import bundled_models, load
 
     if str(model) in bundled_models() and not model.exists():
@@ -51,25 +51,10 @@ def exits(
 
     loaded = load(model, engine="torch")
     assert isinstance(loaded.engine, TorchEngine)
-    tokenizer = loaded.tokenizer
-    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-
-    def documents() -> Iterator[list[int]]:
-        return ([*start, *tokenizer.encode(one)] for one in read_documents(text))
-
-    found = calibrate_exits(loaded.engine.model, documents(), quality, max_tokens)
+    found = calibrate_exits(loaded.engine.model, read_token_ids(text, loaded.tokenizer), quality, max_tokens)
     write_exits(model, found)
     if as_json:
-        loops = zip(found.thresholds, found.shares, strict=True)
-        print_json(
-            {
-                "path": str(model / EXITS_FILE),
-                "quality": quality,
-                "tokens": found.num_tokens,
-                # None is a loop that no token leaves.
-                "loops": [{"threshold": t if t <= 1 else None, "share": share} for t, share in loops],
-            }
-        )
+        print_json({"path": str(model / EXITS_FILE), **exits_facts(found)})
         return
     rows = [
         [str(loop), f"{threshold:.4f}" if threshold <= 1 else "none leaves", f"{share:.1%}"]

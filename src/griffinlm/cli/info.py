@@ -137,13 +137,14 @@ def _checkpoint_facts(checkpoint: "Checkpoint") -> dict[str, Any]:
         "types": list(checkpoint.types),
         "bytes": checkpoint.num_bytes,
         "quantization": None if checkpoint.quantization is None else _quantization_facts(checkpoint.quantization),
-        "exits": None if exits is None else _exits_facts(exits),
+        "exits": None if exits is None else exits_facts(exits),
         "digest": checkpoint.digest(),
         "tokenizer": None if tokenizer is None else {"vocab_size": tokenizer.vocab_size, "digest": tokenizer.digest},
     }
 
 
-def _exits_facts(exits: "Exits") -> dict[str, Any]:
+def exits_facts(exits: "Exits") -> dict[str, Any]:
+    """What --json tells of a model's exits."""
     loops = zip(exits.thresholds, exits.shares, strict=True)
     return {
         "quality": exits.quality,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from griffinlm.errors import GriffinError
+from griffinlm.errors import GriffinError, shown
 
 if TYPE_CHECKING:
     from griffinlm.generation.answering import Options
@@ -140,6 +140,16 @@ def generation_options(given: dict[str, Any]) -> "Options":
             raise GriffinError(f"{given['json_schema']} holds null; a JSON schema must be a table")
     GenerationOptions.of(chosen)
     return chosen
+
+
+def whole_numbers(name: str, text: str, example: str) -> list[int]:
+    """Numbers with commas between them; GriffinError, naming the option, where it is something else."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdecimal() and len(part) < 20 for part in parts):
+        raise GriffinError(
+            f"{name} is {shown(text)}; it must be whole numbers with commas between them, as in {example}"
+        )
+    return list(map(int, parts))
 
 
 def _read_json(path: Path) -> Any:

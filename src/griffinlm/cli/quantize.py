@@ -1,6 +1,5 @@
 """griffin quantize: a checkpoint with int4 or int8 weights."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -109,7 +108,7 @@ def _recipe(bits: int, block: str | None, layers: list[str]) -> "Recipe":
 
 def _input_energy(checkpoint: "Checkpoint", file: Path) -> "dict[str, np.ndarray]":
     """The mean square of every input of every matrix while the unquantized model reads a text."""
-    from griffinlm.evaluate.documents import read_documents
+    from griffinlm.evaluate.documents import read_token_ids
     from griffinlm.text import Tokenizer
 
     if checkpoint.tokenizer_directory is None:
@@ -117,12 +116,7 @@ def _input_energy(checkpoint: "Checkpoint", file: Path) -> "dict[str, np.ndarray
     from griffinlm.edge.calibration import input_energy
 
     tokenizer = Tokenizer.from_directory(checkpoint.tokenizer_directory)
-    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-
-    def documents() -> Iterator[list[int]]:
-        return ([*start, *tokenizer.encode(text)] for text in read_documents(file))
-
-    return input_energy(checkpoint, documents())
+    return input_energy(checkpoint, read_token_ids(file, tokenizer))
 
 
 def _row(layer: "LayerReport") -> list[str]:

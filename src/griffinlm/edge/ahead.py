@@ -21,7 +21,7 @@ from griffinlm.edge.layout import (
 from griffinlm.edge.linear import Linears
 from griffinlm.edge.model import head_logits, ring_inputs, state_inputs
 from griffinlm.edge.scan import GROUP_TOKENS, add_short_scan, add_step
-from griffinlm.state import block_layout
+from griffinlm.state import row_layout
 
 MAX_GUESSES = GROUP_TOKENS - 1
 AHEAD = ".ahead"
@@ -60,7 +60,7 @@ def build_ahead_graph(
     graph, config = Graph(), checkpoint.config
     token_ids = graph.input("token_ids", "int64", ["rows"])
     num_before = _by_loop(graph, config, graph.input("num_before", "int64", ["rows"]))
-    arrays = block_layout(config, 1, 1 if config.needs_capacity else None, window_dtype, "float32")
+    arrays = row_layout(config, window_dtype, "float32")
     states: dict[str, tuple[str, str]] = {}
     given = _Given(graph, checkpoint, activation_levels, window_dtype, num_before, {}, {})
     for step in config.plan():
@@ -87,11 +87,11 @@ def build_ahead_graph(
 
 
 def _by_loop(graph: Graph, config: ModelConfig, num_before: str) -> list[str]:
-    num_loops, number = config.num_loops, np.int64
+    num_loops = config.num_loops
     if not config.skips:
         return [num_before] * num_loops
     skipped = graph.input("num_skipped", "int64", ["rows", num_loops - 1])
-    columns = [graph.node("Gather", skipped, graph.constant(loop, number), axis=1) for loop in range(num_loops - 1)]
+    columns = [graph.node("Gather", skipped, graph.integers(loop), axis=1) for loop in range(num_loops - 1)]
     return [num_before, *(graph.node("Sub", num_before, column) for column in columns)]
 
 
@@ -104,19 +104,18 @@ def _guess(
         what comes out of them [B, T, D], the tokens read [B, T], and what the state arrays would get.
     """
     graph, config = given.graph, given.checkpoint.config
-    number = np.int64
     most = graph.input("num_tokens", "int64", [])
     least = graph.input("least_log_probability", "float32", [])
     body = graph.branch(given.checkpoint.quantization is not None)
     linears = Linears(body, given.checkpoint, given.activation_levels)
     place, condition, ids = (body.new_name(name) for name in ("place", "condition", "ids"))
-    places = body.node("Reshape", place, body.constant([1, 1], number))
-    positions = body.node("Add", body.node("Unsqueeze", given.num_before[0], body.constant([1], number)), places)
+    places = body.node("Reshape", place, body.integers([1, 1]))
+    positions = body.node("Add", body.node("Unsqueeze", given.num_before[0], body.integers([1])), places)
     layout = add_single_layout(body, config, positions)
-    rows_tokens = body.node("Concat", body.node("Shape", positions), body.constant([-1], number), axis=0)
+    rows_tokens = body.node("Concat", body.node("Shape", positions), body.integers([-1]), axis=0)
     block = BlockGraph(body, config, linears, layout, rows_tokens, given.window_dtype, partial(add_step, body))
-    num_read = body.node("Add", place, body.constant(1, number))
-    tokens = body.node("Range", body.constant(0, number), num_read, body.constant(1, number))
+    num_read = body.node("Add", place, body.integers(1))
+    tokens = body.node("Range", body.integers(0), num_read, body.integers(1))
     seen = {
         kind: visibility_from(body, positions, ages, places, tokens)
         for (kind, loop), ages in given.ages.items()
@@ -159,7 +158,7 @@ def _next(given: _Given, block: BlockGraph, x: str, ids: str, num_read: str, mos
     there = block._replace(graph=head, linears=Linears(head, given.checkpoint, given.activation_levels))
     # Before the cap, which changes no order.
     logits = there.linears.product(norm(there, x, "final_norm"), EMBEDDING)
-    axis = head.constant([1], np.int64)
+    axis = head.integers([1])
     best = head.node("ReduceMax", logits, axis, keepdims=0)
     log_probability = head.node("Sub", best, head.node("ReduceLogSumExp", logits, axis, keepdims=0))
     surest = head.node("ReduceMax", log_probability, keepdims=0)
@@ -174,17 +173,17 @@ def _check(
     given: _Given, plan: Sequence[Step], states: dict[str, tuple[str, str]], x: str
 ) -> tuple[str, dict[str, str]]:
     """The other layers over all tokens x [B, T, D]; the logits [B, T, V], and what the state arrays would get."""
-    graph, config, number = given.graph, given.checkpoint.config, np.int64
+    graph, config = given.graph, given.checkpoint.config
     linears = Linears(graph, given.checkpoint, given.activation_levels)
     num_tokens = graph.node("Squeeze", graph.node("Shape", x, start=1, end=2))
-    tokens = graph.node("Range", graph.constant(0, number), num_tokens, graph.constant(1, number))
-    column = graph.constant([1], number)
+    tokens = graph.node("Range", graph.integers(0), num_tokens, graph.integers(1))
+    column = graph.integers([1])
     positions = {
         before: graph.node("Add", graph.node("Unsqueeze", before, column), tokens) for before in given.num_before
     }
     layouts = {before: add_layout(graph, config, own) for before, own in positions.items()}
     rows_tokens = graph.node(
-        "Concat", *(graph.node("Shape", positions[given.num_before[0]]), graph.constant([-1], number)), axis=0
+        "Concat", *(graph.node("Shape", positions[given.num_before[0]]), graph.integers([-1])), axis=0
     )
     scan = partial(add_short_scan, graph, rows_tokens=rows_tokens)
     first = layouts[given.num_before[0]]
@@ -195,7 +194,7 @@ def _check(
         for key, ages in given.ages.items()
     }
     kept: dict[str, str] = {}
-    block, x = of_call, graph.node("Reshape", x, graph.constant([-1, config.width], number))
+    block, x = of_call, graph.node("Reshape", x, graph.integers([-1, config.width]))
     for step in plan:
         loop = config.loop_of(step.depth)
         block = of_call._replace(layout=layouts[given.num_before[loop]])
@@ -224,10 +223,10 @@ def _named_rows(name: str, new: Sequence[NewRows]) -> dict[str, str]:
 
 def _of_one_token(graph: Graph, value: str) -> str:
     """[B, ...] of [B, 1, ...]."""
-    return graph.node("Squeeze", value, graph.constant([1], np.int64))
+    return graph.node("Squeeze", value, graph.integers([1]))
 
 
 def _no_rows(graph: Graph, ring: Ring) -> str:
     """[B, 0, H] float32."""
-    bounds = (graph.constant([bound], np.int64) for bound in (0, 0, 1))
+    bounds = (graph.integers([bound]) for bound in (0, 0, 1))
     return graph.node("Cast", graph.node("Slice", ring.values, *bounds), to=TensorProto.FLOAT)

@@ -100,7 +100,7 @@ def recurrent(block: BlockGraph, x: str, name: str, hidden: str, tail: str) -> R
     u = graph.node("Reshape", linears.linear(x, f"{name}.linear_x", bias=True), block.rows_tokens)
     joined = graph.node("Concat", tail, u, axis=1)
     if block.layout.is_single:
-        bounds = (graph.constant([bound], np.int64) for bound in (1, END, 1))
+        bounds = (graph.integers([bound]) for bound in (1, END, 1))
         tail = graph.node("Slice", joined, *bounds)
     else:
         tail = graph.node("GatherND", joined, block.layout.tail_index, batch_dims=1)
@@ -112,21 +112,21 @@ def recurrent(block: BlockGraph, x: str, name: str, hidden: str, tail: str) -> R
 def short_conv(block: BlockGraph, joined: str, name: str) -> str:
     """bias + sum over s < K of weight[K-1-s] x[t-s] of tail and chunk joined [B, K-1+T, L]; gives [M, L]."""
     assert block.config.recurrent is not None
-    graph, number, is_single = block.graph, np.int64, block.layout.is_single
+    graph, is_single = block.graph, block.layout.is_single
     num_past, width = block.config.recurrent.num_conv_taps - 1, block.config.recurrent.width
 
     def tap(s: int) -> str:
         place = num_past - s
         weight = block.linears.derived(f"{name}.weight", f".{place}", lambda taps: taps[place])
         if is_single:
-            return graph.node("Mul", graph.node("Gather", joined, graph.constant(place, number), axis=1), weight)
-        bounds = graph.constant([place], number), graph.constant([END if s == 0 else -s], number)
-        return graph.node("Mul", graph.node("Slice", joined, *bounds, graph.constant([1], number)), weight)
+            return graph.node("Mul", graph.node("Gather", joined, graph.integers(place), axis=1), weight)
+        bounds = graph.integers([place]), graph.integers([END if s == 0 else -s])
+        return graph.node("Mul", graph.node("Slice", joined, *bounds, graph.integers([1])), weight)
 
     out = graph.node("Add", tap(0), block.linears.parameter(f"{name}.bias"))
     for s, mask in enumerate(block.layout.tap_masks, start=1):
         out = graph.node("Add", out, graph.node("Mul", tap(s), mask))
-    return out if is_single else graph.node("Reshape", out, graph.constant([-1, width], number))
+    return out if is_single else graph.node("Reshape", out, graph.integers([-1, width]))
 
 
 def rg_lru(block: BlockGraph, x: str, name: str, hidden: str) -> tuple[str, str]:
@@ -179,7 +179,7 @@ def attention(
     assert config is not None
     assert rotation is not None
     graph, linear = block.graph, block.linears.linear
-    num_heads, size, number = config.num_heads, config.head_size, np.int64
+    num_heads, size = config.num_heads, config.head_size
     heads = _shape(block, [num_heads, size])
     query = graph.node("Reshape", linear(x, f"{name}.query", bias=False), heads)
     query = rotate(block, query, rotation.query_cos, rotation.query_sin)
@@ -192,25 +192,25 @@ def attention(
         seen_keys = graph.node("Concat", earlier[0], seen_keys, axis=1)
         seen_values = graph.node("Concat", earlier[1], seen_values, axis=1)
     # Queries of all tokens and heads are the rows of one product: [B, T * N, H].
-    query = graph.node("Reshape", query, graph.constant([0, -1, size], number))
+    query = graph.node("Reshape", query, graph.integers([0, -1, size]))
     scores = [
         graph.node("MatMul", query, graph.node("Transpose", seen, perm=[0, 2, 1]))
         for seen in (read_ring(block, keys), seen_keys)
     ]
     joined = graph.node("Concat", *scores, axis=2)
     flat = graph.node("Shape", joined)
-    by_token = graph.node("Concat", _rows_and_tokens(block), graph.constant([num_heads, -1], number), axis=0)
+    by_token = graph.node("Concat", _rows_and_tokens(block), graph.integers([num_heads, -1]), axis=0)
     joined = graph.node("Add", graph.node("Reshape", joined, by_token), visibility.bias)
     weights = graph.node("Reshape", graph.node("Softmax", joined, axis=-1), flat)
-    axis, zero = graph.constant([2], number), graph.constant([0], number)
+    axis, zero = graph.integers([2]), graph.integers([0])
     of_ring = graph.node("Slice", weights, zero, visibility.num_slots, axis)
-    of_chunk = graph.node("Slice", weights, visibility.num_slots, graph.constant([END], number), axis)
+    of_chunk = graph.node("Slice", weights, visibility.num_slots, graph.integers([END]), axis)
     out = graph.node(
         "Add",
         graph.node("MatMul", of_ring, read_ring(block, values)),
         graph.node("MatMul", of_chunk, seen_values),
     )
-    out = graph.node("Reshape", out, graph.constant([-1, num_heads * size], number))
+    out = graph.node("Reshape", out, graph.integers([-1, num_heads * size]))
     return linear(out, f"{name}.output", bias=block.config.use_bias), new_keys, new_values
 
 
@@ -222,7 +222,7 @@ def rotate(block: BlockGraph, x: str, cos: str, sin: str) -> str:
     if half == 0:
         return graph.node("Mul", x, cos)
     sizes = [half, half, size - 2 * half] if size > 2 * half else [half, half]
-    first, second, *rest = graph.nodes("Split", x, graph.constant(sizes, np.int64), count=len(sizes), axis=3)
+    first, second, *rest = graph.nodes("Split", x, graph.integers(sizes), count=len(sizes), axis=3)
     swapped = graph.node("Concat", second, first, *rest, axis=3)
     return graph.node("Add", graph.node("Mul", x, cos), graph.node("Mul", swapped, sin))
 
@@ -235,13 +235,13 @@ def round_rows(block: BlockGraph, rows: str) -> NewRows:
     if block.window_dtype == "float16":
         narrow = graph.node("Cast", rows, to=TensorProto.FLOAT16)
         return NewRows(narrow, None, graph.node("Cast", narrow, to=TensorProto.FLOAT))
-    largest = graph.node("ReduceMax", graph.node("Abs", rows), graph.constant([2], np.int64), keepdims=1)
+    largest = graph.node("ReduceMax", graph.node("Abs", rows), graph.integers([2]), keepdims=1)
     scale = graph.node("Mul", largest, graph.constant(1.0 / INT8_LEVELS))
     scale = graph.node("Max", scale, graph.constant(np.finfo(np.float32).tiny))
     whole = graph.node("Round", graph.node("Div", rows, scale))
     return NewRows(
         graph.node("Cast", whole, to=TensorProto.INT8),
-        graph.node("Squeeze", scale, graph.constant([2], np.int64)),
+        graph.node("Squeeze", scale, graph.integers([2])),
         graph.node("Mul", whole, scale),
     )
 
@@ -254,7 +254,7 @@ def read_ring(block: BlockGraph, ring: Ring) -> str:
     values = graph.node("Cast", ring.values, to=TensorProto.FLOAT)
     if ring.scales is None:
         return values
-    return graph.node("Mul", values, graph.node("Unsqueeze", ring.scales, graph.constant([2], np.int64)))
+    return graph.node("Mul", values, graph.node("Unsqueeze", ring.scales, graph.integers([2])))
 
 
 def _rows_and_tokens(block: BlockGraph) -> str:
@@ -263,4 +263,4 @@ def _rows_and_tokens(block: BlockGraph) -> str:
 
 def _shape(block: BlockGraph, rest: list[int]) -> str:
     """The shape [B, T, *rest]."""
-    return block.graph.node("Concat", _rows_and_tokens(block), block.graph.constant(rest, np.int64), axis=0)
+    return block.graph.node("Concat", _rows_and_tokens(block), block.graph.integers(rest), axis=0)

@@ -35,7 +35,7 @@ def input_energy(checkpoint: Checkpoint, documents: Iterable[Sequence[int]]) -> 
     taps: dict[str, int] = {}
     for name, values in linears.inputs.items():
         num_inputs = _num_inputs(checkpoint.config, name)
-        squares = [graph.node("ReduceSumSquare", value, graph.constant([0], np.int64), keepdims=0) for value in values]
+        squares = [graph.node("ReduceSumSquare", value, graph.integers([0]), keepdims=0) for value in values]
         graph.output(name + TAP, graph.node("Mean", *squares), "float32", [num_inputs])
         taps[name + TAP] = num_inputs
     session = new_session(graph.build("calibration"), checkpoint, None)

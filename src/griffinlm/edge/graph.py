@@ -49,8 +49,14 @@ class Graph:
         self._arrays: dict[str, np.ndarray] = {}
         self._folder: Path | None = None
         self._num_names = 0
-        self._prefix = "" if self._holder is self._root else f"{self._root._new_name('branch')}."
+        self._prefix = "" if self._holder is self._root else f"{self._root.new_name('branch')}."
         """Of the weights that a branch holds, whose names must be no others'."""
+
+    def new_name(self, what: str) -> str:
+        """A name that no other value has."""
+        root = self._root
+        root._num_names += 1
+        return f"{what}_{root._num_names}"
 
     def node(self, operator: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
         """Adds a node with one output."""
@@ -58,7 +64,7 @@ class Graph:
 
     def nodes(self, operator: str, *inputs: str, count: int, domain: str = "", **attributes: Any) -> tuple[str, ...]:
         """Adds a node with `count` outputs."""
-        outputs = tuple(self._new_name(operator) for _ in range(count))
+        outputs = tuple(self.new_name(operator) for _ in range(count))
         self._nodes.append(helper.make_node(operator, inputs, outputs, domain=domain, **attributes))
         return outputs
 
@@ -68,9 +74,13 @@ class Graph:
         key = (array.dtype.name, array.shape, array.tobytes())
         root = self._root
         if key not in root._constants:
-            name = root._constants[key] = self._new_name("constant")
+            name = root._constants[key] = self.new_name("constant")
             root._initializers[name] = numpy_helper.from_array(array, name)
         return root._constants[key]
+
+    def integers(self, values: Any) -> str:
+        """`constant` of int64, as shapes, axes and indices are."""
+        return self.constant(values, np.int64)
 
     def weight(self, name: str, values: "np.ndarray | StoredTensor") -> str:
         """An initializer: bytes of a file where they lie, or an array; asked for twice it is the same one.
@@ -127,10 +137,6 @@ class Graph:
         }
         return self.nodes("If", condition, count=len(then[1]), **branches)
 
-    def new_name(self, what: str) -> str:
-        """A name that no other value has, for an input of a loop's body."""
-        return self._new_name(what)
-
     def loop(
         self, most: str, body: "Graph", inputs: Sequence[str], outputs: Sequence[str], carried: Sequence[str]
     ) -> tuple[str, ...]:
@@ -164,11 +170,6 @@ class Graph:
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
         proto = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="griffinlm")
         return BuiltGraph(proto, self._folder, self._arrays)
-
-    def _new_name(self, operator: str) -> str:
-        root = self._root
-        root._num_names += 1
-        return f"{operator}_{root._num_names}"
 
     def _set_folder(self, file: Path) -> None:
         folder = file.resolve().parent

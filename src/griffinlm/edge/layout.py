@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from onnx import TensorProto
 
 from griffinlm.config import AttentionConfig, ModelConfig
 from griffinlm.edge.graph import Graph
@@ -47,24 +48,25 @@ class Layout(NamedTuple):
 
 def add_layout(graph: Graph, config: ModelConfig, positions: str) -> Layout:
     """Adds what follows from the positions [B, T] alone."""
-    zero = graph.constant(0, np.int64)
+    zero = graph.integers(0)
     is_real = graph.node("GreaterOrEqual", positions, zero)
     is_start = graph.node("Equal", positions, zero)
-    last_axis = graph.constant([-1], np.int64)
-    column = graph.constant([-1, 1], np.int64)
+    last_axis = graph.integers([-1])
+    column = graph.integers([-1, 1])
     tap_masks = tuple(graph.node("Unsqueeze", seen, last_axis) for seen in _seen_by_tap(graph, config, positions))
     tail_index = ""
     if config.recurrent is not None:
         num_past = config.recurrent.num_conv_taps - 1
-        lengths = graph.node("ReduceSum", graph.node("Cast", is_real, to=7), graph.constant([1], np.int64), keepdims=1)
-        tail_index = graph.node("Add", lengths, graph.constant(np.arange(num_past)[None], np.int64))
+        is_one = graph.node("Cast", is_real, to=TensorProto.INT64)
+        lengths = graph.node("ReduceSum", is_one, graph.integers([1]), keepdims=1)
+        tail_index = graph.node("Add", lengths, graph.integers(np.arange(num_past)[None]))
         tail_index = graph.node("Unsqueeze", tail_index, last_axis)
     is_padding = graph.node("Reshape", graph.node("Not", is_real), column)
     starts = graph.node("Reshape", is_start, column)
-    num_tokens = graph.node("Gather", graph.node("Shape", positions), graph.constant(1, np.int64))
+    num_tokens = graph.node("Gather", graph.node("Shape", positions), graph.integers(1))
     return Layout(
         positions=positions,
-        is_step=graph.node("Equal", num_tokens, graph.constant(1, np.int64)),
+        is_step=graph.node("Equal", num_tokens, graph.integers(1)),
         tap_masks=tap_masks,
         tail_index=tail_index,
         is_special=graph.node("Or", starts, is_padding),
@@ -83,15 +85,14 @@ def loop_positions(graph: Graph, config: ModelConfig, positions: str, num_before
     num_loops = config.num_loops
     if not config.skips:
         return [(positions, num_before)] * num_loops
-    number = np.int64
-    zero, column = graph.constant(0, number), graph.constant([1], number)
-    starts = graph.node("Cast", graph.node("Equal", positions, zero), to=7)
-    goes_on = graph.node("Equal", graph.node("CumSum", starts, graph.constant(1, number)), zero)
+    zero, column = graph.integers(0), graph.integers([1])
+    starts = graph.node("Cast", graph.node("Equal", positions, zero), to=TensorProto.INT64)
+    goes_on = graph.node("Equal", graph.node("CumSum", starts, graph.integers(1)), zero)
     goes_on = graph.node("And", goes_on, graph.node("GreaterOrEqual", positions, zero))
-    goes_on = graph.node("Cast", goes_on, to=7)
+    goes_on = graph.node("Cast", goes_on, to=TensorProto.INT64)
     num_skipped, found = graph.input("num_skipped", "int64", ["rows", num_loops - 1]), [(positions, num_before)]
     for loop in range(num_loops - 1):
-        skipped = graph.node("Gather", num_skipped, graph.constant(loop, number), axis=1)  # [B]
+        skipped = graph.node("Gather", num_skipped, graph.integers(loop), axis=1)  # [B]
         back = graph.node("Mul", graph.node("Unsqueeze", skipped, column), goes_on)
         found.append((graph.node("Sub", positions, back), graph.node("Sub", num_before, skipped)))
     return found
@@ -104,7 +105,7 @@ def add_single_layout(graph: Graph, config: ModelConfig, positions: str) -> Layo
         is_step="",
         tap_masks=tuple(_seen_by_tap(graph, config, positions)),
         tail_index="",
-        is_special=graph.node("Equal", positions, graph.constant(0, np.int64)),
+        is_special=graph.node("Equal", positions, graph.integers(0)),
         special_decay=graph.constant(0.0),
         special_scale=graph.constant(1.0),
         rotation=None if config.attention is None else _rotation(graph, positions, config.attention),
@@ -119,11 +120,11 @@ def _seen_by_tap(graph: Graph, config: ModelConfig, positions: str) -> list[str]
 
 
 def _at_least(graph: Graph, positions: str, least: int) -> str:
-    return graph.node("GreaterOrEqual", positions, graph.constant(least, np.int64))
+    return graph.node("GreaterOrEqual", positions, graph.integers(least))
 
 
-def _as_float(graph: Graph, condition: str) -> str:
-    return graph.node("Cast", condition, to=1)
+def _as_float(graph: Graph, value: str) -> str:
+    return graph.node("Cast", value, to=TensorProto.FLOAT)
 
 
 def _rotation(graph: Graph, positions: str, config: AttentionConfig) -> Rotation:
@@ -131,7 +132,7 @@ def _rotation(graph: Graph, positions: str, config: AttentionConfig) -> Rotation
     half = config.rotated_size // 2
     exponent = np.arange(half, dtype=np.float32) / np.float32(max(half, 1))
     frequency = np.float32(config.rope_wavelength) ** -exponent
-    places = graph.node("Unsqueeze", _cast_float(graph, positions), graph.constant([2, 3], np.int64))
+    places = graph.node("Unsqueeze", _as_float(graph, positions), graph.integers([2, 3]))
     angle = graph.node("Mul", places, graph.constant(frequency[None, None, None]))
     cos, sin = graph.node("Cos", angle), graph.node("Sin", angle)
     num_rest = config.head_size - 2 * half
@@ -141,10 +142,6 @@ def _rotation(graph: Graph, positions: str, config: AttentionConfig) -> Rotation
     sin = graph.node("Concat", graph.node("Neg", sin), sin, kept, axis=3)
     scale = graph.constant(1.0 / np.sqrt(config.head_size))
     return Rotation(cos, sin, graph.node("Mul", cos, scale), graph.node("Mul", sin, scale))
-
-
-def _cast_float(graph: Graph, value: str) -> str:
-    return graph.node("Cast", value, to=1)
 
 
 class Visibility(NamedTuple):
@@ -177,24 +174,22 @@ def add_visibility(graph: Graph, positions: str, num_before: str, ring: str, win
         positions: [B, T].
         num_before: [B], tokens of each row's document read before the chunk. ring: [B, S, H].
     """
-    number = np.int64
-    zero, one = graph.constant(0, number), graph.constant(1, number)
+    zero, one = graph.integers(0), graph.integers(1)
     num_tokens = graph.node("Shape", positions, start=1, end=2)
     tokens = graph.node("Range", zero, graph.node("Squeeze", num_tokens), one)
-    here = graph.node("Unsqueeze", tokens, graph.constant([1], number))  # [T, 1]
+    here = graph.node("Unsqueeze", tokens, graph.integers([1]))  # [T, 1]
     return visibility_from(graph, positions, ring_ages(graph, num_before, ring, window_tokens), here, tokens)
 
 
 def ring_ages(graph: Graph, num_before: str, ring: str, window_tokens: int | None) -> RingAges:
     """How old what a ring holds is; arguments as for `add_visibility`."""
-    number = np.int64
     modulus = MAX_CAPACITY_TOKENS if window_tokens is None else window_tokens
-    zero, one = graph.constant(0, number), graph.constant(1, number)
+    zero, one = graph.integers(0), graph.integers(1)
     num_slots = graph.node("Shape", ring, start=1, end=2)
     slots = graph.node("Range", zero, graph.node("Squeeze", num_slots), one)
-    newest = graph.node("Sub", graph.node("Unsqueeze", num_before, graph.constant([1], number)), one)
-    age = graph.node("Mod", graph.node("Sub", newest, slots), graph.constant(modulus, number))
-    age = graph.node("Unsqueeze", graph.node("Add", age, one), graph.constant([1], number))
+    newest = graph.node("Sub", graph.node("Unsqueeze", num_before, graph.integers([1])), one)
+    age = graph.node("Mod", graph.node("Sub", newest, slots), graph.integers(modulus))
+    age = graph.node("Unsqueeze", graph.node("Add", age, one), graph.integers([1]))
     return RingAges(age, num_slots, window_tokens)
 
 
@@ -205,16 +200,16 @@ def visibility_from(graph: Graph, positions: str, ages: RingAges, here: str, tok
         positions: [B, T], of those that look. here: [T, 1], their places in the chunk.
         tokens: [C], the places of those that may be seen.
     """
-    number, age, window_tokens = np.int64, ages.age, ages.window_tokens
-    zero = graph.constant(0, number)
+    age, window_tokens = ages.age, ages.window_tokens
+    zero = graph.integers(0)
     reach = graph.node("Max", positions, zero)
     if window_tokens is not None:
-        reach = graph.node("Min", reach, graph.constant(window_tokens, number))
-    reach = graph.node("Unsqueeze", reach, graph.constant([2], number))  # [B, T, 1]
+        reach = graph.node("Min", reach, graph.integers(window_tokens))
+    reach = graph.node("Unsqueeze", reach, graph.integers([2]))  # [B, T, 1]
     from_ring = graph.node("LessOrEqual", graph.node("Add", age, here), reach)  # [B, T, S]
     distance = graph.node("Sub", here, tokens)  # [T, C]
     seen = graph.node("LessOrEqual", distance, reach)  # [B, T, C]
     seen = graph.node("And", seen, graph.node("GreaterOrEqual", distance, zero))
     visible = graph.node("Concat", from_ring, seen, axis=2)
     bias = graph.node("Where", visible, graph.constant(0.0), graph.constant(INVISIBLE))
-    return Visibility(graph.node("Unsqueeze", bias, graph.constant([2], number)), ages.num_slots)
+    return Visibility(graph.node("Unsqueeze", bias, graph.integers([2])), ages.num_slots)

@@ -143,19 +143,19 @@ class Linears:
         if not kind.is_quantized:
             return graph.node("Gather", self._weight(place), ids, axis=0)
         num_parts = _num_parts(self._stored(name))
-        rows_a_part = graph.constant(num_rows // num_parts, np.int64)
+        rows_a_part = graph.integers(num_rows // num_parts)
         inner = graph.node("Mod", ids, rows_a_part)
-        part = graph.node("Unsqueeze", graph.node("Div", ids, rows_a_part), graph.constant([1], np.int64))
+        part = graph.node("Unsqueeze", graph.node("Div", ids, rows_a_part), graph.integers([1]))
         rows = self._part_rows(inner, name, kind, num_parts, 0)
         for index in range(1, num_parts):
-            is_here = graph.node("Equal", part, graph.constant(index, np.int64))
+            is_here = graph.node("Equal", part, graph.integers(index))
             rows = graph.node("Where", is_here, self._part_rows(inner, name, kind, num_parts, index), rows)
-        bounds = (graph.constant([bound], np.int64) for bound in (0, size, 1))
+        bounds = (graph.integers([bound]) for bound in (0, size, 1))
         return graph.node("Slice", rows, *bounds)
 
     def _part_rows(self, ids: str, name: str, kind: Format, num_parts: int, index: int) -> str:
         """Rows [M, K or more] of one of the equal parts of a quantized matrix."""
-        graph, number = self._graph, np.int64
+        graph = self._graph
         gathered = []
         for stored_name in (name, name + SCALES):
             stored = self._stored(stored_name)
@@ -163,17 +163,17 @@ class Linears:
             weight = graph.weight(f"{stored_name}.{index}", _part(stored, index, shape))
             gathered.append(graph.node("Gather", weight, ids, axis=0))
         numbers, scales = gathered
-        last = graph.constant([-1], number)
+        last = graph.integers([-1])
         if kind.bits == 4:
             low = graph.node("BitwiseAnd", numbers, graph.constant(15, np.uint8))
             high = graph.node("BitShift", numbers, graph.constant(4, np.uint8), direction="RIGHT")
             numbers = graph.node("Concat", *(graph.node("Unsqueeze", n, last) for n in (low, high)), axis=-1)
-            numbers = graph.node("Reshape", numbers, graph.constant([0, 0, -1], number))
+            numbers = graph.node("Reshape", numbers, graph.integers([0, 0, -1]))
         values = graph.node("Cast", numbers, to=TensorProto.FLOAT)
         if not kind.is_channel:
             values = graph.node("Sub", values, graph.constant(2.0 ** (kind.bits - 1)))
         values = graph.node("Mul", values, graph.node("Unsqueeze", scales, last))
-        return graph.node("Reshape", values, graph.constant([0, -1], number))
+        return graph.node("Reshape", values, graph.integers([0, -1]))
 
     def _weight(self, place: str) -> str:
         return self._graph.weight(self._parameter_at(place), self.values(place))
@@ -240,9 +240,9 @@ class Linears:
         """
         if x not in self._rounded:
             graph = self._graph
-            largest = graph.node("ReduceMax", graph.node("Abs", x), graph.constant([-1], np.int64), keepdims=1)
+            largest = graph.node("ReduceMax", graph.node("Abs", x), graph.integers([-1]), keepdims=1)
             # Where no logits are wanted the head's input has no rows, and ONNX Runtime leaves its shape unreduced.
-            largest = graph.node("Reshape", largest, graph.constant([-1, 1], np.int64))
+            largest = graph.node("Reshape", largest, graph.integers([-1, 1]))
             largest = graph.node("Max", largest, graph.constant(SMALLEST_SCALE))
             step = graph.constant(1.0 / self._levels)
             rounded = graph.node("QuantizeLinear", graph.node("Div", x, largest), step, self._middle)

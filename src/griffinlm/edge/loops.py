@@ -14,7 +14,7 @@ from griffinlm.edge.layout import Visibility, add_single_layout
 from griffinlm.edge.linear import Linears, term_names
 from griffinlm.edge.model import add_layer, head_logits
 from griffinlm.edge.scan import add_step
-from griffinlm.state import block_layout
+from griffinlm.state import row_layout
 
 OUT, NORMED = "out", "normed"
 
@@ -34,8 +34,8 @@ class LoopedLinears(Linears):
         recursion = checkpoint.config.recursion
         assert recursion is not None
         self._loops, self._num_layers = range(recursion.num_loops), checkpoint.config.num_shared_layers
-        self._loop_of, column = loop_of, graph.constant([1], np.int64)
-        is_here = (graph.node("Equal", loop_of, graph.constant(loop, np.int64)) for loop in self._loops)
+        self._loop_of, column = loop_of, graph.integers([1])
+        is_here = (graph.node("Equal", loop_of, graph.integers(loop)) for loop in self._loops)
         self._shares = [
             graph.node("Unsqueeze", graph.node("Cast", here, to=TensorProto.FLOAT), column) for here in is_here
         ]
@@ -114,14 +114,14 @@ def build_head_graph(checkpoint: Checkpoint, activation_levels: int) -> BuiltGra
 def _build(
     graph: Graph, linears: Linears, checkpoint: Checkpoint, steps: Sequence[Step], window_dtype: str
 ) -> BuiltGraph:
-    config, number = checkpoint.config, np.int64
+    config = checkpoint.config
     x = graph.input("x", "float32", ["rows", config.width])
     num_before = graph.input("num_before", "int64", ["rows"])
-    positions = graph.node("Unsqueeze", num_before, graph.constant([1], number))
-    rows_tokens = graph.node("Concat", graph.node("Shape", positions), graph.constant([-1], number), axis=0)
+    positions = graph.node("Unsqueeze", num_before, graph.integers([1]))
+    rows_tokens = graph.node("Concat", graph.node("Shape", positions), graph.integers([-1]), axis=0)
     layout = add_single_layout(graph, config, positions)
     block = BlockGraph(graph, config, linears, layout, rows_tokens, window_dtype, partial(add_step, graph))
-    arrays = block_layout(config, 1, 1 if config.needs_capacity else None, window_dtype, "float32")
+    arrays = row_layout(config, window_dtype, "float32")
     visibilities: dict[tuple[str, str], Visibility] = {}
     for step in steps:
         x = add_layer(block, x, step, arrays, num_before, visibilities)

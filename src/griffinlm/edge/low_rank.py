@@ -71,7 +71,7 @@ class LowRankTerms:
         self._adapted = graph.input("adapted_rows", "int64", ["adapted", 1])
         self._places = graph.input("adapted_places", "int64", ["adapted"])
         num_groups = graph.node("Squeeze", graph.node("Shape", self._ids))
-        self._is_needed = graph.node("Greater", num_groups, graph.constant(0, np.int64))
+        self._is_needed = graph.node("Greater", num_groups, graph.integers(0))
 
     def add(self, x: str, y: str, name: str) -> str:
         """y [M, N] with the terms of the matrix `name`, of x [M, K]; y itself where no adapter has one."""
@@ -83,17 +83,17 @@ class LowRankTerms:
 
     def _added(self, graph: Graph, x: str, y: str, name: str) -> str:
         down, up = (self._chosen(graph, name, part) for part in ("down", "up"))
-        number, first = np.int64, next(terms[name] for terms in self._adapters if name in terms)
+        first = next(terms[name] for terms in self._adapters if name in terms)
         inner = graph.node("Gather", x, self._rows, axis=0)  # [G, R, K]
         is_gate, num_outputs = first.up.ndim == 3, first.up.shape[-2]
         if is_gate:
             num_blocks, num_outputs = first.up.shape[0], first.up.shape[0] * first.up.shape[1]
-            inner = graph.node("Reshape", inner, graph.constant([0, 0, num_blocks, -1], number))
+            inner = graph.node("Reshape", inner, graph.integers([0, 0, num_blocks, -1]))
             inner = graph.node("Transpose", inner, perm=[0, 2, 1, 3])  # [G, h, R, b]
         terms = graph.node("MatMul", graph.node("MatMul", inner, down), up)
         if is_gate:
             terms = graph.node("Transpose", terms, perm=[0, 2, 1, 3])
-        terms = graph.node("Reshape", terms, graph.constant([-1, num_outputs], number))
+        terms = graph.node("Reshape", terms, graph.integers([-1, num_outputs]))
         return graph.node(
             "ScatterND", y, self._adapted, graph.node("Gather", terms, self._places, axis=0), reduction="add"
         )

@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from griffinlm.checkpoint import Checkpoint
 from griffinlm.checkpoint.adapter import AdapterTerms
 from griffinlm.config import EMBEDDING, ModelConfig, Step
@@ -12,7 +10,7 @@ from griffinlm.edge.graph import BuiltGraph, Graph
 from griffinlm.edge.layout import Visibility, add_layout, add_visibility, loop_positions
 from griffinlm.edge.linear import Linears
 from griffinlm.edge.scan import add_scan
-from griffinlm.state import ArraySpec, block_layout
+from griffinlm.state import ArraySpec, row_layout
 
 NEW = ".new"
 """Ends the name of an output: the state array after the chunk, or the rows that go into a ring."""
@@ -47,15 +45,15 @@ def add_model(
     layouts = {own: add_layout(graph, config, own) for own, _ in places}
     is_step = layouts[positions].is_step
     shape = graph.node("Shape", positions)
-    rows_tokens = graph.node("Concat", shape, graph.constant([-1], np.int64), axis=0)
+    rows_tokens = graph.node("Concat", shape, graph.integers([-1]), axis=0)
 
     def scan(decay: str, inputs: str, initial: str) -> tuple[str, str]:
         return add_scan(graph, decay, inputs, initial, is_step, rows_tokens)
 
     of_call = BlockGraph(graph, config, linears, layouts[positions], rows_tokens, window_dtype, scan)
-    arrays = block_layout(config, 1, 1 if config.needs_capacity else None, window_dtype, "float32")
+    arrays = row_layout(config, window_dtype, "float32")
     visibilities: dict[tuple[str, str], Visibility] = {}
-    block, x = of_call, graph.node("Reshape", embedded, graph.constant([-1, config.width], np.int64))
+    block, x = of_call, graph.node("Reshape", embedded, graph.integers([-1, config.width]))
     for step in config.plan():
         own, own_before = places[config.loop_of(step.depth)]
         block = of_call._replace(layout=layouts[own])

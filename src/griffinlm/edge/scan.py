@@ -1,7 +1,5 @@
 """The recurrence h_t = a_t * h_{t-1} + b_t as graph operators: one step, or a chunk by a fixed number of steps."""
 
-import numpy as np
-
 from griffinlm.edge.graph import Graph
 
 MAX_CHUNK_TOKENS = 128
@@ -37,14 +35,14 @@ def add_short_scan(graph: Graph, decay: str, inputs: str, initial: str, rows_tok
     """The same for chunks of up to `GROUP_TOKENS`, with fewer nodes."""
     a = _groups(graph, decay, rows_tokens, fill=1.0)
     b = _groups(graph, inputs, rows_tokens, fill=0.0)
-    h, outputs = graph.node("Unsqueeze", initial, graph.constant([1, 2], np.int64)), []
+    h, outputs = graph.node("Unsqueeze", initial, graph.integers([1, 2])), []
     for a_t, b_t in zip(a, b, strict=True):
         h = graph.node("Add", graph.node("Mul", a_t, h), b_t)
         outputs.append(h)
-    joined = graph.node("Squeeze", graph.node("Concat", *outputs, axis=2), graph.constant([1], np.int64))
-    num_tokens = graph.node("Slice", rows_tokens, graph.constant([1], np.int64), graph.constant([2], np.int64))
-    real = graph.node("Slice", joined, graph.constant([0], np.int64), num_tokens, graph.constant([1], np.int64))
-    final = graph.node("Squeeze", h, graph.constant([1, 2], np.int64))
+    joined = graph.node("Squeeze", graph.node("Concat", *outputs, axis=2), graph.integers([1]))
+    num_tokens = graph.node("Slice", rows_tokens, graph.integers([1]), graph.integers([2]))
+    real = graph.node("Slice", joined, graph.integers([0]), num_tokens, graph.integers([1]))
+    final = graph.node("Squeeze", h, graph.integers([1, 2]))
     return graph.node("Reshape", real, graph.node("Shape", decay)), final
 
 
@@ -56,10 +54,10 @@ def _chunk(graph: Graph, decay: str, inputs: str, initial: str, rows_tokens: str
     for a_t, b_t in zip(a[1:], b[1:], strict=True):
         sums.append(graph.node("Add", graph.node("Mul", a_t, sums[-1]), b_t))
         products.append(graph.node("Mul", a_t, products[-1]))
-    first = graph.node("Unsqueeze", initial, graph.constant([1], np.int64))
+    first = graph.node("Unsqueeze", initial, graph.integers([1]))
     ends = _after_groups(graph, _squeezed(graph, products[-1]), _squeezed(graph, sums[-1]), first)
     before = graph.node("Concat", first, _without_last(graph, ends, 1), axis=1)
-    before = graph.node("Unsqueeze", before, graph.constant([2], np.int64))
+    before = graph.node("Unsqueeze", before, graph.integers([2]))
     outputs = [
         graph.node("Add", graph.node("Mul", p, before), s) for p, s in zip(products, sums, strict=True)
     ]  # each [B, G, 1, L]
@@ -70,35 +68,34 @@ def _chunk(graph: Graph, decay: str, inputs: str, initial: str, rows_tokens: str
         graph.node(
             "Concat",
             _rows(graph, rows_tokens),
-            graph.constant([-1], np.int64),
+            graph.integers([-1]),
             graph.node("Shape", initial, start=1, end=2),
             axis=0,
         ),
     )
-    num_tokens = graph.node("Slice", rows_tokens, graph.constant([1], np.int64), graph.constant([2], np.int64))
-    real = graph.node("Slice", flat, graph.constant([0], np.int64), num_tokens, graph.constant([1], np.int64))
-    final = graph.node("Gather", ends, graph.constant(-1, np.int64), axis=1)
+    num_tokens = graph.node("Slice", rows_tokens, graph.integers([1]), graph.integers([2]))
+    real = graph.node("Slice", flat, graph.integers([0]), num_tokens, graph.integers([1]))
+    final = graph.node("Gather", ends, graph.integers(-1), axis=1)
     return graph.node("Reshape", real, graph.node("Shape", decay)), final
 
 
 def _rows(graph: Graph, rows_tokens: str) -> str:
-    return graph.node("Slice", rows_tokens, graph.constant([0], np.int64), graph.constant([1], np.int64))
+    return graph.node("Slice", rows_tokens, graph.integers([0]), graph.integers([1]))
 
 
 def _squeezed(graph: Graph, value: str) -> str:
-    return graph.node("Squeeze", value, graph.constant([2], np.int64))
+    return graph.node("Squeeze", value, graph.integers([2]))
 
 
 def _groups(graph: Graph, values: str, rows_tokens: str, fill: float) -> tuple[str, ...]:
     """[M, L] as the tokens of groups, `GROUP_TOKENS` times [B, G, 1, L]; the last group is filled up."""
-    number = np.int64
     chunk = graph.node("Reshape", values, rows_tokens)
-    num_tokens = graph.node("Slice", rows_tokens, graph.constant([1], number), graph.constant([2], number))
-    missing = graph.node("Mod", graph.node("Neg", num_tokens), graph.constant(GROUP_TOKENS, number))
-    pads = graph.node("Concat", graph.constant([0, 0, 0, 0], number), missing, graph.constant([0], number), axis=0)
+    num_tokens = graph.node("Slice", rows_tokens, graph.integers([1]), graph.integers([2]))
+    missing = graph.node("Mod", graph.node("Neg", num_tokens), graph.integers(GROUP_TOKENS))
+    pads = graph.node("Concat", graph.integers([0, 0, 0, 0]), missing, graph.integers([0]), axis=0)
     padded = graph.node("Pad", chunk, pads, graph.constant(fill))
     size = graph.node("Shape", values, start=1, end=2)
-    shape = graph.node("Concat", _rows(graph, rows_tokens), graph.constant([-1, GROUP_TOKENS], number), size, axis=0)
+    shape = graph.node("Concat", _rows(graph, rows_tokens), graph.integers([-1, GROUP_TOKENS]), size, axis=0)
     return graph.nodes(
         "Split", graph.node("Reshape", padded, shape), count=GROUP_TOKENS, num_outputs=GROUP_TOKENS, axis=2
     )
@@ -117,12 +114,9 @@ def _after_groups(graph: Graph, products: str, sums: str, initial: str) -> str:
 
 def _shifted(graph: Graph, values: str, distance: int, fill: float) -> str:
     """values [B, G, L] moved to later groups; `fill` where nothing comes before."""
-    pads = graph.constant([0, distance, 0, 0, 0, 0], np.int64)
+    pads = graph.integers([0, distance, 0, 0, 0, 0])
     return _without_last(graph, graph.node("Pad", values, pads, graph.constant(fill)), distance)
 
 
 def _without_last(graph: Graph, values: str, count: int) -> str:
-    number = np.int64
-    return graph.node(
-        "Slice", values, graph.constant([0], number), graph.constant([-count], number), graph.constant([1], number)
-    )
+    return graph.node("Slice", values, graph.integers([0]), graph.integers([-count]), graph.integers([1]))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from griffinlm.errors import GriffinError
+from griffinlm.text import Tokenizer
 
 SUFFIXES_OF_ROWS = (".jsonl", ".jsonl.xz", ".jsonl.gz", ".jsonl.zst")
 SUFFIXES = (*SUFFIXES_OF_ROWS, ".txt")
@@ -52,6 +53,12 @@ def read_documents(path: Path, rules: RowRules = RowRules()) -> Iterator[str]:
     yield from _read(
         path, SUFFIXES, lambda file: _whole(path, file) if path.suffix == ".txt" else _rows(path, file, rules, text)
     )
+
+
+def read_token_ids(path: Path, tokenizer: Tokenizer) -> Iterator[list[int]]:
+    """The documents of a file as ids, each behind the begin token where the tokenizer has one; errors as above."""
+    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    return ([*start, *tokenizer.encode(text)] for text in read_documents(path))
 
 
 def read_rows(path: Path, parse: Callable[[Any], Row], rules: RowRules = RowRules()) -> Iterator[Row]:

@@ -16,6 +16,11 @@ class KernelError(GriffinError):
     """A kernel cannot run here."""
 
 
+def next_power_of_two(number: int) -> int:
+    """The least power of two that is not below a number from 1 on."""
+    return 1 << (number - 1).bit_length()
+
+
 def require_triton() -> None:
     """Raises KernelError where Triton is not installed."""
     if not HAS_TRITON:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from griffinlm.executor import Draw, LogitsChoice, check_tokens, require_capacity
+from griffinlm.kernels.device import next_power_of_two
 from griffinlm.model.cuda_graph import Program
 from griffinlm.model.decoding import read_token
 from griffinlm.model.executor import TorchExecutor
@@ -116,7 +117,7 @@ class GraphExecutor(TorchExecutor):
         return Program(run, self.engine.device, self._pool)
 
     def _num_rows(self, num_rows: int) -> int:
-        return min(1 << (num_rows - 1).bit_length(), self.num_slots)
+        return min(next_power_of_two(num_rows), self.num_slots)
 
     def _copy_num_tokens(self, slots: Sequence[int]) -> None:
         self._num_tokens[list(slots)] = self.state.num_tokens[self._index(slots)].cpu().numpy()

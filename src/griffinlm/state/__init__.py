@@ -14,8 +14,10 @@ from griffinlm.state.layout import bytes_written_by_a_token as bytes_written_by_
 from griffinlm.state.layout import capacity_of as capacity_of
 from griffinlm.state.layout import check_layout as check_layout
 from griffinlm.state.layout import is_ring as is_ring
+from griffinlm.state.layout import row_layout as row_layout
 from griffinlm.state.layout import state_bytes as state_bytes
 from griffinlm.state.layout import state_layout as state_layout
+from griffinlm.state.sealed import flush_entry as flush_entry
 from griffinlm.state.sealed import read_whole as read_whole
 from griffinlm.state.sealed import require_writable as require_writable
 from griffinlm.state.sealed import seal as seal

@@ -1,7 +1,7 @@
 """What a state belongs to: the fingerprint of a model as it runs."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Protocol
 
@@ -40,8 +40,26 @@ class Identity:
     def fingerprint(self) -> Fingerprint:
         return self._compute()
 
-    def same_as(self, other: "Identity") -> bool:
-        return self is other or self.fingerprint == other.fingerprint
+    def require_same(self, other: "Identity", what: str) -> None:
+        """StateError, beginning with `what`, where what belongs to `other` is not this one's."""
+        if other is not self:
+            self.require(asdict(other.fingerprint), what)
+
+    def require(self, found: Mapping[str, object], what: str) -> None:
+        """StateError, beginning with `what`, where a fingerprint as a table is not this one's."""
+        wanted = asdict(self.fingerprint)
+        different = [name for name, value in wanted.items() if found.get(name) != value]
+        if different:
+            pairs = (f"{name} {_short(found.get(name))} instead of {_short(wanted[name])}" for name in different)
+            raise StateError(
+                f"{what} belongs to another model: {', '.join(pairs)}",
+                hint="use it with the model, precision, window type, exits and adapter it was made with",
+            )
+
+
+def _short(value: object) -> str:
+    text = str(value) or "none"
+    return text if len(text) <= 16 else text[:12] + "..."
 
 
 class StateOwner(Protocol):

@@ -119,9 +119,14 @@ def state_bytes(config: ModelConfig, capacity: int | None, window_dtype: str, ac
     return sum(spec.nbytes for spec in state_layout(config, 1, capacity, window_dtype, activation_dtype).values())
 
 
+def row_layout(config: ModelConfig, window_dtype: str, activation_dtype: str) -> dict[str, ArraySpec]:
+    """The arrays that the blocks keep for one row, as `block_layout` tells them; global attention has one slot here."""
+    return block_layout(config, 1, 1 if config.needs_capacity else None, window_dtype, activation_dtype)
+
+
 def bytes_written_by_a_token(config: ModelConfig, window_dtype: str, activation_dtype: str) -> int:
     """Bytes of a row's state that reading a token changes: a recurrent block's whole, one place of every ring."""
-    layout = block_layout(config, 1, 1 if config.needs_capacity else None, window_dtype, activation_dtype)
+    layout = row_layout(config, window_dtype, activation_dtype)
     return sum(spec.nbytes // spec.shape[1] if is_ring(name) else spec.nbytes for name, spec in layout.items())
 
 

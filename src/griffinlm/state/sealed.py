@@ -36,15 +36,7 @@ class Sealed(NamedTuple):
 
     def require_of(self, model: StateOwner, what: str) -> None:
         """StateError, beginning with `what`, where the content belongs to another model."""
-        expected = dataclasses.asdict(model.identity.fingerprint)
-        different = [name for name, value in expected.items() if self.fingerprint.get(name) != value]
-        if different:
-            pairs = ((name, _short(self.fingerprint.get(name)), _short(expected[name])) for name in different)
-            found = ", ".join(f"{name} {found} instead of {wanted}" for name, found, wanted in pairs)
-            raise StateError(
-                f"{what} belongs to another model: {found}",
-                hint="load it with the model, precision, window type, exits and adapter it was saved with",
-            )
+        model.identity.require(self.fingerprint, what)
 
 
 def seal(arrays: Mapping[str, np.ndarray], identity: Identity, details: object = None) -> bytes:
@@ -129,6 +121,17 @@ def write_whole(path: str | os.PathLike[str], content: bytes, kind: str) -> None
         raise StateError(f"{kind} {path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
 
 
+def flush_entry(path: Path) -> None:
+    """Brings a file, or the names that a directory holds, onto the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows opens no directories.
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def require_writable(path: Path, kind: str) -> None:
     """Refuses a place where no file of ours can stand; what is there already may only be a regular file.
 
@@ -162,8 +165,3 @@ def _parsed(content: bytes, kind: str, name: str) -> tuple[dict[str, np.ndarray]
         return arrays, json.loads(content[8 : 8 + header_bytes]).get("__metadata__", {})
     except (safetensors.SafetensorError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise StateError(f"{name} is no {kind} of griffinlm, or is damaged: {in_one_line(error)}") from error
-
-
-def _short(value: object) -> str:
-    text = str(value) or "none"
-    return text if len(text) <= 16 else text[:12] + "..."

@@ -74,8 +74,7 @@ class State:
         names = states[0]._arrays
         shapes = [{name: array.shape[1:] for name, array in state._arrays.items()} for state in states]
         for index, state in enumerate(states):
-            if not state.identity.same_as(states[0].identity):
-                raise StateError(f"state {index} belongs to another model or adapter than state 0")
+            states[0].identity.require_same(state.identity, f"beside state 0, state {index}")
             if shapes[index] != shapes[0]:
                 raise StateError(f"state {index} has another capacity than state 0")
         return State({n: np.concatenate([s._arrays[n] for s in states]) for n in names}, states[0].identity)

@@ -6,6 +6,8 @@ import uuid
 from pathlib import Path
 from typing import Protocol
 
+from griffinlm.state import flush_entry
+
 
 class Records(Protocol):
     """Where records are kept. The index alone knows which of them count."""
@@ -78,7 +80,7 @@ class DiskRecords:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, self._folder / name)
-            _flush_entries(self._folder)
+            flush_entry(self._folder)
         except BaseException:
             for path in (temporary, self._folder / name):
                 with contextlib.suppress(OSError):
@@ -99,7 +101,7 @@ class DiskRecords:
     def set_aside(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.replace(self._folder / _plain(name), self._damaged / name)
-            _flush_entries(self._damaged)
+            flush_entry(self._damaged)
 
     def remove_damaged(self) -> None:
         for path in self._damaged.iterdir():
@@ -114,13 +116,3 @@ def _plain(name: str) -> str:
     if not name or "/" in name or name.startswith("."):
         raise FileNotFoundError(name)
     return name
-
-
-def _flush_entries(folder: Path) -> None:
-    if os.name == "nt":
-        return  # Windows opens no directories.
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

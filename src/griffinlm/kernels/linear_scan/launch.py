@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from griffinlm.kernels.device import next_power_of_two
 from griffinlm.kernels.linear_scan import triton as kernels
 
 PROGRAMS_A_PROCESSOR = 4
@@ -46,13 +47,13 @@ def choose_tiling(tiling: Tiling, num_rows: int, num_tokens: int, width: int, nu
     A split sequence is read twice, which costs 14 bytes a channel in bfloat16 instead of 8. Few tokens, as in a step of
     a decoder, are taken one by one.
     """
-    whole = min(_next_power_of_two(num_tokens), LARGEST_CHUNK_TOKENS)
+    whole = min(next_power_of_two(num_tokens), LARGEST_CHUNK_TOKENS)
     if num_tokens < tiling.num_groups:
         return FEW_TOKENS._replace(chunk_tokens=whole)
     num_programs = num_rows * -(-width // tiling.num_channels)
     num_wanted = PROGRAMS_A_PROCESSOR * num_processors
     if 2 * num_programs < num_wanted:
-        whole = min(whole, _next_power_of_two(-(-num_tokens * num_programs // num_wanted)))
+        whole = min(whole, next_power_of_two(-(-num_tokens * num_programs // num_wanted)))
     return tiling._replace(chunk_tokens=max(whole, SMALLEST_CHUNK_TOKENS))
 
 
@@ -135,11 +136,7 @@ def _entering_chunks(product: Tensor, end: Tensor, start: Tensor, is_reverse: bo
     """What enters every chunk [B, C, L]; product and end [B, C-1, L], start [B, L]."""
     num_rows, num_summaries, width = product.shape
     entering = product.new_empty(num_rows, num_summaries + 1, width)
-    most_chunks, grid = _next_power_of_two(num_summaries), (-(-width // CARRY_CHANNELS), num_rows)
+    most_chunks, grid = next_power_of_two(num_summaries), (-(-width // CARRY_CHANNELS), num_rows)
     sizes = (num_summaries + 1, width, most_chunks, CARRY_CHANNELS, is_reverse)
     kernels.carry_kernel[grid](product, end, start, entering, *sizes)
     return entering
-
-
-def _next_power_of_two(number: int) -> int:
-    return 1 << (number - 1).bit_length()

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from griffinlm.kernels.device import num_processors
+from griffinlm.kernels.device import next_power_of_two, num_processors
 from griffinlm.kernels.token_step import triton as kernels
 from griffinlm.kernels.token_step.reference import Linear, Norm
 
@@ -52,12 +52,12 @@ def choose_tile(num_rows: int, dtype: torch.dtype, width: int, num_outputs: int,
             outputs *= 2
         # 16 bytes of every output a thread.
         inputs = 1024 // dtype.itemsize
-        return Tile(1, outputs, min(inputs, _next_power_of_two(width)), num_warps=2, num_stages=3)
-    outputs, rows = 16, max(FEWEST_ROWS_OF_A_PRODUCT, _next_power_of_two(num_rows))
+        return Tile(1, outputs, min(inputs, next_power_of_two(width)), num_warps=2, num_stages=3)
+    outputs, rows = 16, max(FEWEST_ROWS_OF_A_PRODUCT, next_power_of_two(num_rows))
     while outputs < (64 if rows <= 32 else 32) and num_outputs > 4 * outputs * num_processors:
         outputs *= 2
     inputs = (512 if rows <= 32 else 256) // dtype.itemsize
-    inputs = min(inputs, max(16, _next_power_of_two(width)))
+    inputs = min(inputs, max(16, next_power_of_two(width)))
     stages = TILE_BYTES // ((rows + 2 * outputs) * inputs * dtype.itemsize)
     # A warp of tensor cores has 16 rows and 8 outputs.
     num_warps = min(rows * outputs // 128, 4 if rows <= 32 else 8)
@@ -67,9 +67,9 @@ def choose_tile(num_rows: int, dtype: torch.dtype, width: int, num_outputs: int,
 def choose_gate_tile(num_rows: int, width: int) -> Tile:
     """For the products of rows with a block of both gates, whose outputs lie together in memory: 32 bytes at a time."""
     if num_rows == 1:
-        return Tile(1, 16, min(256, _next_power_of_two(width)), num_warps=4, num_stages=1)
-    rows = max(FEWEST_ROWS_OF_A_PRODUCT, _next_power_of_two(num_rows))
-    inputs = min(64, max(16, _next_power_of_two(width)))
+        return Tile(1, 16, min(256, next_power_of_two(width)), num_warps=4, num_stages=1)
+    rows = max(FEWEST_ROWS_OF_A_PRODUCT, next_power_of_two(num_rows))
+    inputs = min(64, max(16, next_power_of_two(width)))
     return Tile(rows, 16, inputs, num_warps=min(rows // 8, 8), num_stages=3)
 
 
@@ -198,7 +198,3 @@ def _check(x: Tensor, *others: Tensor) -> None:
 
 def _parts(num_outputs: int, tile: Tile) -> int:
     return -(-num_outputs // tile.num_outputs)
-
-
-def _next_power_of_two(number: int) -> int:
-    return 1 << (number - 1).bit_length()
