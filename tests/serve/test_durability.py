@@ -9,7 +9,9 @@ import threading
 
 import httpx
 import pytest
+from adapters import random_factors, write_adapter
 
+import griffinlm
 from serve.raw import connect, request_bytes
 from serve.server_process import ServerProcess, server_errors
 from serve.test_chat_completions import events
@@ -116,6 +118,42 @@ def test_two_servers_on_one_directory_go_on_with_each_others_conversations_when_
     left.kill()
     for thread in told[1][1]:
         thread.join()
+
+
+def test_a_conversation_whose_state_cannot_be_read_is_read_again_and_can_be_deleted(tmp_path):
+    process = ServerProcess("--state-dir", tmp_path)
+    with process.client() as client:
+        first = respond(client, FIRST, temperature=0)
+    assert process.stop() == 0
+    for path in list((tmp_path / "records").iterdir()):
+        path.unlink()
+        # Reading one fails as it does from a broken disk.
+        path.mkdir()
+    process = ServerProcess("--state-dir", tmp_path)
+    with process.client() as client:
+        for _ in range(2):
+            second = respond(client, SECOND, previous_response_id=first["id"], temperature=0)
+            assert text_of(second) == text_of(respond(client, said(FIRST, text_of(first), SECOND), temperature=0))
+        for response in (first, second):
+            assert client.delete(f"/v1/responses/{response['id']}").status_code == 200
+            assert client.get(f"/v1/responses/{response['id']}").status_code == 404
+    assert process.stop() == 0
+    assert server_errors(process.logs) == []
+
+
+def test_responses_of_an_adapter_that_is_no_longer_loaded_can_be_deleted(tmp_path):
+    config = griffinlm.load("eyas").config
+    write_adapter(tmp_path / "adapter", config, random_factors(config, 1, size=0.05))
+    process = ServerProcess("--state-dir", tmp_path / "states", "--adapter", f"x={tmp_path / 'adapter'}")
+    with process.client() as client:
+        first = respond(client, FIRST, model="eyas:x")
+    assert process.stop() == 0
+    process = ServerProcess("--state-dir", tmp_path / "states")
+    with process.client() as client:
+        assert client.delete(f"/v1/responses/{first['id']}").status_code == 200
+        assert client.get(f"/v1/responses/{first['id']}").status_code == 404
+    assert process.stop() == 0
+    assert server_errors(process.logs) == []
 
 
 def test_where_the_state_directory_was_removed_nothing_is_said_to_be_stored(tmp_path):

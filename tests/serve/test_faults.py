@@ -12,8 +12,9 @@ import httpx
 import pytest
 
 import griffinlm
+from griffinlm.generation.store import StoreError
 from griffinlm.serve.app import create_app
-from griffinlm.serve.errors import ApiError
+from griffinlm.serve.errors import ApiError, RecordsError, as_api_error
 from griffinlm.serve.logs import start_logs
 from griffinlm.serve.run import build
 from griffinlm.serve.settings import Settings
@@ -60,6 +61,14 @@ def test_what_libraries_log_is_json_without_what_they_held(logs):
     logging.getLogger("asyncio").error("a task failed\nfuture: <Task exception='what a client said'>")
     logging.getLogger("uvicorn.error").warning("odd")
     assert [line["message"] for line in logs()] == ["a task failed", "odd"]
+
+
+def test_clients_are_not_told_what_the_store_says_of_its_files_and_the_log_is(logs):
+    error = as_api_error(StoreError("state store /srv/secret: Input/output error"))
+    assert (error.status, error.body["error"]["code"]) == (507, "store_failed")
+    assert "/srv" not in error.message
+    assert "/srv/secret: Input/output error" in logs()[-1]["fault"]
+    assert as_api_error(RecordsError("there is no room")).message == "there is no room"
 
 
 @pytest.mark.parametrize(("status", "may"), [(400, True), (408, False), (429, True), (500, False), (507, False)])

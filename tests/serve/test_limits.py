@@ -5,22 +5,32 @@ import gc
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
+import griffinlm
+from griffinlm.generation.budget import plan_memory
 from griffinlm.generation.job import End, Job, Usage
+from griffinlm.generation.store import StoreError
+from griffinlm.serve import input_items, responses, states
 from griffinlm.serve import run as run_module
+from griffinlm.serve.app import create_app
 from griffinlm.serve.completions import CompletionRequest, _Shape
-from griffinlm.serve.guard import PART_BYTES, ClientGoneError, _Exchange
-from griffinlm.serve.run import _Protocol
+from griffinlm.serve.errors import AsciiJSONResponse, LongJSONResponse
+from griffinlm.serve.guard import MOST_TOLD, PART_BYTES, ClientGoneError, Guard, _Exchange
+from griffinlm.serve.keys import LOCAL_TENANT, ApiKeys
+from griffinlm.serve.run import _Protocol, build
 from griffinlm.serve.served import TEXT_THREADS, Asker, Served
 from griffinlm.serve.settings import Settings
 from serve.server_process import ServerProcess, server_errors
 from serve.test_guards import CHAT, gauges, is_idle, until
+from serve.test_records import record
 from serve.test_responses import FIRST, SECOND, respond, said
 
 SHARE = 2
@@ -216,7 +226,7 @@ def test_texts_of_one_tenant_take_one_thread_and_what_nobody_waits_for_is_not_be
         await asyncio.gather(*tasks[2:])
         del tasks
         gc.collect()
-        return len(threads._text_turns)
+        return len(threads._texts._turns)
 
     try:
         num_turns = run(work)
@@ -224,6 +234,29 @@ def test_texts_of_one_tenant_take_one_thread_and_what_nobody_waits_for_is_not_be
         gate.set()
     assert num_turns == 0, "turns of tenants that have no texts are remembered"
     assert begun == [0, *range(2, TEXT_THREADS - 1)]
+
+
+def test_records_of_one_tenant_hold_those_of_another_up_for_one_turn():
+    begun, gate = [], threading.Event()
+
+    def hold(name):
+        begun.append(name)
+        gate.wait()
+
+    async def work():
+        threads = served()
+        tasks = [asyncio.ensure_future(threads.on_record_thread("a", hold, "a")) for _ in range(5)]
+        await asyncio.sleep(0)
+        tasks.append(asyncio.ensure_future(threads.on_record_thread("b", hold, "b")))
+        await asyncio.sleep(0)
+        gate.set()
+        await asyncio.gather(*tasks)
+
+    try:
+        run(work)
+    finally:
+        gate.set()
+    assert begun == ["a", "b", *"aaaa"]
 
 
 def test_texts_of_a_client_that_left_are_not_begun():
@@ -250,6 +283,98 @@ def test_texts_of_a_client_that_left_are_not_begun():
 
     run(work)
     assert begun == []
+
+
+def test_without_a_directory_what_was_said_takes_an_eighth_of_the_memory_budget(tiny_model_directory):
+    model = griffinlm.load(tiny_model_directory)
+    kept = build(model, "tiny", replace(Settings(), memory_budget_bytes=1 << 24))
+    told = [record(number, body={"text": "x" * (1 << 20)}) for number in range(3)]
+    for one in told:
+        kept.records.put("t", [one])
+    assert [heading.id for heading in kept.records.newest("t", 10)] == ["resp_2"]
+    with pytest.raises(StoreError, match=f"does not fit into the {1 << 21} bytes"):
+        kept.records.put("t", told)
+    whole = plan_memory(1 << 24, kept.worker.service.state_bytes, extra=model.engine.extra(None))
+    assert kept.store.cap_bytes <= whole.store_bytes - (1 << 21)
+
+
+def test_what_is_long_is_written_and_read_beside_the_event_loop_and_the_thread_of_records(
+    tiny_model_directory, monkeypatch
+):
+    kept = build(griffinlm.load(tiny_model_directory), "tiny", replace(Settings(), memory_budget_bytes=1 << 24))
+    guard, _ = create_app(kept, None)
+    kept.records.put(LOCAL_TENANT, [record(1, body={"output": []})])
+    threads = []
+
+    def noting(function):
+        def noted(*arguments):
+            threads.append(threading.current_thread().name)
+            return function(*arguments)
+
+        return noted
+
+    for module, name in [
+        (states, "pack"),
+        (states, "unpack"),
+        (states, "LongJSONResponse"),
+        (responses, "LongJSONResponse"),
+        (input_items, "LongJSONResponse"),
+    ]:
+        monkeypatch.setattr(module, name, noting(getattr(module, name)))
+
+    async def ask():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(guard), base_url="http://localhost") as client:
+            data = (await client.get("/v1/states/resp_1/download")).content
+            yield await client.post("/v1/states/upload", content=data)
+            for path in ("states/resp_1", "responses/resp_1", "responses/resp_1/input_items"):
+                yield await client.get(f"/v1/{path}")
+
+    async def statuses():
+        return [response.status_code async for response in ask()]
+
+    assert run(statuses) == [200] * 4
+    assert [name.rpartition("_")[0] for name in threads] == ["griffinlm-text"] * 5
+
+
+def test_a_long_answer_is_written_as_any_other():
+    content = {"a": ['\u3000"', 1, 1.5, None, True, {}], "b": {"c": []}}
+    assert LongJSONResponse(content).body == AsciiJSONResponse(content).body
+    with pytest.raises(ValueError, match="JSON compliant"):
+        LongJSONResponse([float("nan")])
+
+
+def test_a_tenant_holds_a_few_answers_with_what_is_stored_and_all_others():
+    keys = ["key-of-tenant-a", "key-of-tenant-b"]
+    begun, gate = [], asyncio.Event()
+
+    async def app(scope, receive, send):
+        begun.append((keys.index(scope["headers"][1][1].decode().split()[1]), scope["path"]))
+        await gate.wait()
+
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(_):
+        return
+
+    def ask(guard, key, method, path):
+        headers = [(b"host", b"localhost"), (b"authorization", f"Bearer {key}".encode())]
+        scope = {"type": "http", "http_version": "1.1", "method": method, "path": path, "headers": headers}
+        return asyncio.ensure_future(guard(scope, receive, send))
+
+    async def work():
+        guard = Guard(app, Settings(), ApiKeys(keys), frozenset())
+        tasks = [ask(guard, keys[0], "POST", "/v1/states/download") for _ in range(MOST_TOLD)]
+        tasks += [ask(guard, keys[0], "GET", f"/v1/responses/{number}") for number in range(5)]
+        tasks += [ask(guard, keys[0], "DELETE", "/v1/states/1"), ask(guard, keys[1], "GET", "/v1/states/1")]
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert begun == [(0, "/v1/states/download")] * MOST_TOLD + [(0, "/v1/states/1"), (1, "/v1/states/1")]
+        gate.set()
+        await asyncio.gather(*tasks)
+        assert len(begun) == len(tasks)
+
+    run(work)
 
 
 # Connections.

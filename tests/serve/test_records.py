@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from griffinlm.generation.store import StoreError
-from griffinlm.serve.errors import ApiError
+from griffinlm.serve.errors import ApiError, ServeError
 from griffinlm.serve.records import FILE, Heading, Record, Records
 from griffinlm.state import Fingerprint
 
@@ -63,6 +63,72 @@ def test_a_record_that_was_deleted_is_not_moved_and_its_states_are_nobodys(recor
     with pytest.raises(ApiError):
         records.move("t", "resp_1", "c", ["c"])
     assert records.unused("t", ["b", "c"]) == ["c"]
+
+
+def test_what_is_gone_on_from_stays_for_its_successor_where_it_is_deleted_before_that_is_put(records):
+    records.put("t", [record(1, state_id="a", kept_ids=["a"])])
+    before = records.get("t", "resp_1")
+    assert deleted(records, "t", "resp_1") == ["a"]
+    successor = record(2, parent=1)
+    records.put("t", [successor], before=before)
+    assert records.path("t", successor) == [before, successor]
+    assert [one.id for one in records.newest("t", 10)] == ["resp_2"]
+    with pytest.raises(ApiError):
+        records.get("t", "resp_1")
+    records.delete("t", "resp_2")
+    assert records._database.execute("SELECT count(*) FROM records").fetchone() == (0,)
+
+
+def test_nothing_follows_a_conversation_that_was_deleted_from_its_beginning(records):
+    records.put("t", [record(1), record(2, parent=1)])
+    before = records.get("t", "resp_2")
+    for number in (1, 2):
+        records.delete("t", f"resp_{number}")
+    with pytest.raises(ApiError, match="resp_2 was deleted before its end"):
+        records.put("t", [record(3, parent=2)], before=before)
+    assert records._database.execute("SELECT count(*) FROM records").fetchone() == (0,)
+
+
+def test_a_record_that_another_process_deletes_is_not_brought_back_by_a_move(records, tmp_path):
+    records.put("t", [record(1, state_id="a", kept_ids=["a"])])
+    told = []
+
+    def delete(other, statement):
+        if statement.startswith("SELECT") and not told:
+            try:
+                told.append(other.delete("t", "resp_1"))
+            except StoreError as refused:
+                told.append(refused)
+
+    with closing(Records(tmp_path, FINGERPRINT)) as other:
+        other._database.execute("PRAGMA busy_timeout = 0")
+        records._database.set_trace_callback(lambda statement: delete(other, statement))
+        records.move("t", "resp_1", "b", ["b"])
+        records._database.set_trace_callback(None)
+        (refused,) = told
+        is_there = bool(records.newest("t", 1))
+        assert is_there == (refused is not None), "it was deleted, and is there again"
+
+
+def test_the_text_of_a_deleted_record_is_in_no_file(records, tmp_path):
+    records.put("t", [record(1, body={"text": "secret"}), record(2)])
+    records.move("t", "resp_1", "a", ["a"])
+    assert any(b"secret" in path.read_bytes() for path in tmp_path.iterdir())
+    records.delete("t", "resp_1")
+    assert [path for path in tmp_path.iterdir() if b"secret" in path.read_bytes()] == []
+
+
+def test_a_database_of_another_layout_is_refused(tmp_path):
+    with closing(sqlite3.connect(tmp_path / FILE)) as database:
+        database.execute("CREATE TABLE records (number INTEGER PRIMARY KEY, content TEXT NOT NULL)")
+    with pytest.raises(ServeError, match="has format version 0; this program reads 1"):
+        Records(tmp_path, FINGERPRINT)
+
+
+def test_lists_are_read_without_what_was_said(records):
+    records.put("t", [record(1)])
+    records._database.execute("UPDATE records SET content = 'nothing that can be read'")
+    assert [one.id for one in records.newest("t", 1)] == ["resp_1"]
 
 
 def test_lists_hold_what_they_show_and_no_more(records):

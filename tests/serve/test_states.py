@@ -1,5 +1,8 @@
 """States as things: made, copied, carried to another server, and never to another tenant or model."""
 
+import json
+
+import httpx
 import pytest
 
 from serve.server_process import ServerProcess, server_errors
@@ -56,6 +59,38 @@ def test_a_state_behind_a_question_is_gone_on_from_too(client):
     state = client.post("/v1/states", json={"model": "eyas", "messages": said(FIRST)}).json()
     answer = respond(client, said("", "A fox.", SECOND)[1:], previous_response_id=state["id"], temperature=0)
     assert text_of(answer) == text_of(respond(client, said(FIRST, "A fox.", SECOND), temperature=0))
+
+
+def test_a_system_message_of_a_state_is_in_front_of_all_that_goes_on_from_it(client):
+    messages = [{"role": "system", "content": "Be brief."}, *said(FIRST, "A fox.")]
+    state = client.post("/v1/states", json={"model": "eyas", "messages": messages}).json()
+    assert client.get(f"/v1/states/{state['id']}").json()["messages"] == messages
+    second = respond(client, SECOND, previous_response_id=state["id"], temperature=0)
+    assert second["usage"]["input_tokens_details"]["cached_tokens"] >= state["num_tokens"] - 1
+    third = respond(client, FIRST, previous_response_id=second["id"], temperature=0)
+    whole = respond(client, [*messages, *said(SECOND, text_of(second), FIRST)], temperature=0)
+    assert text_of(third) == text_of(whole)
+    assert third["usage"]["input_tokens"] == whole["usage"]["input_tokens"]
+
+
+def test_what_goes_on_from_a_response_that_is_deleted_meanwhile_keeps_its_beginning(client):
+    first = respond(client, FIRST, temperature=0)
+    schema = {"type": "array", "minItems": 200, "items": {"type": "integer"}}
+    body = {"model": "eyas", "input": SECOND, "previous_response_id": first["id"], "max_output_tokens": 300}
+    body |= {"stream": True, "text": {"format": {"type": "json_schema", "name": "x", "schema": schema}}}
+    with client.stream("POST", "/v1/responses", json=body) as stream:
+        lines = stream.iter_lines()
+        while not (line := next(lines)).startswith("data: "):
+            pass
+        second_id = json.loads(line[6:])["response"]["id"]
+        with httpx.Client(base_url=client.base_url, headers=client.headers) as other:
+            assert other.delete(f"/v1/responses/{first['id']}").status_code == 200
+        for line in lines:
+            assert "event: error" not in line
+    assert client.get(f"/v1/responses/{first['id']}").status_code == 404
+    told = client.get(f"/v1/states/{second_id}").json()["messages"]
+    assert told[:3] == said(FIRST, text_of(first), SECOND)
+    respond(client, FIRST, previous_response_id=second_id, instructions="Be brief.")
 
 
 def test_forks_stay_when_what_they_were_forked_from_is_deleted(client):

@@ -41,7 +41,12 @@ def serve(
     host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", metavar="N", help="0 takes a free one.")] = 8000,
     memory_budget: Annotated[
-        str, typer.Option("--memory-budget", metavar="SIZE", help="Memory for all states together, such as 8GiB.")
+        str,
+        typer.Option(
+            "--memory-budget",
+            metavar="SIZE",
+            help="Memory for all states together, such as 8GiB; without --state-dir, an eighth is for what was said.",
+        ),
     ] = "2GiB",
     disk_budget: Annotated[
         str,

@@ -6,16 +6,18 @@ magic, HMAC-SHA256 of what follows, length of the table, table (JSON), packs of 
 import hmac
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from itertools import groupby
 
 from griffinlm.generation.store import SignatureError, StateNotFoundError, StateStore, StoreError
 from griffinlm.language_model import LanguageModel
-from griffinlm.serve.records import Record
+from griffinlm.serve.records import Heading, Record
 from griffinlm.serve.reply import without_state
 
 MAGIC = b"griffinlm conversations 1\n"
 SIGNATURE_BYTES, NUMBER_BYTES = 32, 8
+HEADING_BYTES = 4096
+"""In front of an object: what lists show of it, to be read without the rest."""
 
 
 def pack(
@@ -71,6 +73,21 @@ def unpack(
         view = store.view(model.with_adapter(one["adapter"]))
         new_ids |= zip(one["ids"], view.import_states(tenant, states, key, largest_bytes), strict=True)
     return [_arrived(Record(**fields), new_ids) for fields in table["records"]]
+
+
+def pack_heading(heading: Heading, key: bytes) -> bytes:
+    """What lists show of a record, signed, in `HEADING_BYTES`."""
+    content = json.dumps({column.name: getattr(heading, column.name) for column in fields(Heading)}).encode()
+    assert len(content) <= HEADING_BYTES - SIGNATURE_BYTES, "ids and names of models are short"
+    return (hmac.digest(key, content, "sha256") + content).ljust(HEADING_BYTES)
+
+
+def unpack_heading(data: bytes, key: bytes) -> Heading:
+    """The heading that `pack_heading` was given; SignatureError where it was changed or signed with another key."""
+    signature, content = data[:SIGNATURE_BYTES], data[SIGNATURE_BYTES:].rstrip(b" ")
+    if not hmac.compare_digest(hmac.digest(key, content, "sha256"), signature):
+        raise SignatureError("the signature of the heading does not match: it was changed, or the key is another")
+    return Heading(**json.loads(content))
 
 
 def _arrived(record: Record, new_ids: dict[str, str]) -> Record:

@@ -10,6 +10,7 @@ from griffinlm.executor import ExecutorError
 from griffinlm.generation.grammar import GrammarError
 from griffinlm.generation.queue import QueueFullError
 from griffinlm.generation.store import SignatureError, StateNotFoundError, StoreError
+from griffinlm.serve.logs import log_event
 from griffinlm.text import TokenizerError
 
 UNKNOWN_WAIT_SECONDS = 1
@@ -17,6 +18,7 @@ UNKNOWN_WAIT_SECONDS = 1
 LONGEST_WAIT_SECONDS = 120
 """Clients wait no longer than this for a second try."""
 
+ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 
 INPUTS = ("messages", "input", "prompt", "tokens")
 """The fields that are read by the model, one of which a request has."""
@@ -24,6 +26,14 @@ INPUTS = ("messages", "input", "prompt", "tokens")
 
 class ServeError(GriffinError):
     """A setting of the server that cannot be."""
+
+
+class RecordsError(StoreError):
+    """Stored conversations that cannot be used, in words that a client may read."""
+
+
+class DamagedRecordError(RecordsError):
+    """A stored conversation that was changed, or belongs to another model or key."""
 
 
 class ApiError(Exception):
@@ -69,9 +79,17 @@ class AsciiJSONResponse(JSONResponse):
         return to_json(content)
 
 
+class LongJSONResponse(AsciiJSONResponse):
+    """One that takes a while to write: made on a thread, it lets others get on between its strings and numbers."""
+
+    def render(self, content: Any) -> bytes:
+        # Bytes are joined without the interpreter's lock, a text is not.
+        return b"".join([part.encode("ascii") for part in ENCODER.iterencode(content)])
+
+
 def to_json(content: Any) -> bytes:
     """ASCII; a number that JSON has not is a fault of ours."""
-    return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+    return ENCODER.encode(content).encode("ascii")
 
 
 def error_response(error: ApiError) -> AsciiJSONResponse:
@@ -80,7 +98,7 @@ def error_response(error: ApiError) -> AsciiJSONResponse:
 
 
 def as_api_error(error: Exception, fields: frozenset[str] = frozenset()) -> ApiError:
-    """What a client is told of a fault: a user's in full, one of ours without its words.
+    """What a client is told of a fault: a user's in full, one of ours without its words, which may name files.
 
     Args:
         fields: those that the request may have. A message that begins with one of them is about it.
@@ -95,8 +113,11 @@ def as_api_error(error: Exception, fields: frozenset[str] = frozenset()) -> ApiE
             return ApiError(404, str(error), code="not_found")
         case SignatureError():
             return ApiError(400, str(error), code="invalid_state")
-        case StoreError():
+        case RecordsError():
             return ApiError(507, str(error), code="store_failed")
+        case StoreError():
+            log_event("the store cannot be used", fault=str(error))
+            return ApiError(507, "the server's store of states cannot be used", code="store_failed")
         case GrammarError():
             param = "text" if "text" in fields else "response_format"
             return ApiError(400, str(error), param=param, code="invalid_schema")

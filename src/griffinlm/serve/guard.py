@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
+from weakref import WeakValueDictionary
 
 from starlette.requests import ClientDisconnect
 
@@ -21,6 +22,8 @@ Send = Callable[[Message], Awaitable[None]]
 
 UPLOADS = frozenset({"/v1/states/upload"})
 """Paths whose bodies may be as large as an upload."""
+MOST_TOLD = 4
+"""Answers with what is stored that a tenant gets at once: each stays in memory until its client has taken it."""
 HTTP_VERSIONS = ("1.0", "1.1", "2", "3")
 CLIENT_GONE = 499
 """The status in the logs where nobody was left to be answered."""
@@ -46,6 +49,8 @@ class Guard:
         self.num_open = 0
         """Requests that are being answered."""
         self._uploading = asyncio.Semaphore(1)
+        self._telling: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        """By tenant."""
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -87,6 +92,10 @@ class Guard:
             return
         body = await exchange.body(self._settings.largest_body_bytes, self._settings.idle_seconds)
         require_few_parts(body)
+        if _is_told(scope["method"], path):
+            async with self._telling.setdefault(scope["state"]["tenant"], asyncio.Semaphore(MOST_TOLD)):
+                await self._app(scope, exchange.replayed(body), exchange.send)
+            return
         await self._app(scope, exchange.replayed(body), exchange.send)
 
     def _tenant(self, exchange: "_Exchange") -> str:
@@ -216,6 +225,11 @@ def _parts(message: Message) -> Iterator[Message]:
     for start in range(0, len(body), PART_BYTES):
         end = start + PART_BYTES
         yield {**message, "body": bytes(body[start:end]), "more_body": is_more or end < len(body)}
+
+
+def _is_told(method: str, path: str) -> bool:
+    """Whether a request is for what is stored, which may be long."""
+    return path.startswith(("/v1/states", "/v1/responses")) and (method == "GET" or path.endswith("/download"))
 
 
 def _too_large(largest_bytes: int) -> ApiError:

@@ -1,12 +1,13 @@
 """GET /v1/responses/{id}/input_items: what a stored response answered, page by page."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Response
 from pydantic import Field
 
-from griffinlm.serve.errors import ApiError, AsciiJSONResponse
+from griffinlm.serve.errors import ApiError, LongJSONResponse
 from griffinlm.serve.records import Message, Record
 from griffinlm.serve.responses import StoredQuery
 from griffinlm.serve.served import AskerDependency
@@ -29,10 +30,14 @@ class ItemsQuery(StoredQuery):
 async def input_items(response_id: str, query: Annotated[ItemsQuery, Query()], asker: AskerDependency) -> Response:
     """All messages in front of the answer, those of the responses that it goes on from among them."""
     served = asker.served
-    record = await served.on_record_thread(served.records.get, asker.tenant, response_id, "response")
-    path = await served.on_record_thread(served.records.path, asker.tenant, record)
+    record = await asker.on_record_thread(served.records.get, asker.tenant, response_id, "response")
+    path = await asker.on_record_thread(served.records.path, asker.tenant, record)
+    return await asker.on_text_thread(_told, path, query)
+
+
+def _told(path: Sequence[Record], query: ItemsQuery) -> Response:
     items = [item for passed in path for item in _items(passed)][:-1]
-    return AsciiJSONResponse(_page(items if query.order == "asc" else items[::-1], query))
+    return LongJSONResponse(_page(items if query.order == "asc" else items[::-1], query))
 
 
 def _items(record: Record) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ router = APIRouter()
 async def metrics(asker: AskerDependency) -> Response:
     """What the server has done, and what it holds."""
     served = asker.served
-    store = await served.on_record_thread(served.store.counts)
+    store = await asker.on_record_thread(served.store.counts)
     counts, memory, gauges = await served.worker.call(lambda: _read(served, store))
     registry = CollectorRegistry()
     registry.register(_Collected([*_counters(counts), *_gauges(memory, store, gauges)]))

@@ -8,7 +8,7 @@ from typing import Any
 from griffinlm.generation.answering import GenerationOptions
 from griffinlm.generation.job import End, Job, Piece
 from griffinlm.generation.queue import QueueFullError
-from griffinlm.generation.store import DamagedStateError, StateNotFoundError
+from griffinlm.generation.store import StoreError
 from griffinlm.serve.errors import ApiError
 from griffinlm.serve.records import Message, Record
 from griffinlm.serve.served import Asker, require_time
@@ -49,12 +49,12 @@ class Reply:
             await self._start_whole()
 
     async def events(self) -> AsyncIterator[Piece | End]:
-        """Pieces, then the end; the first state may be gone, and then all is read anew.
+        """Pieces, then the end; the first state may be gone or not to be read, and then all is read anew.
 
         An answer whose time is over ends with what it has, to be gone on from.
         """
         async for told in self.answers:
-            is_gone = isinstance(told, End) and isinstance(told.error, StateNotFoundError | DamagedStateError)
+            is_gone = isinstance(told, End) and isinstance(told.error, StoreError)
             if is_gone and not self._is_whole:
                 await self._start_whole()
                 async for other in self.events():
@@ -101,9 +101,14 @@ class Reply:
         )
 
     async def keep(self, record: Record) -> None:
-        """Stores it, and has the model read to its end what it has not yet."""
-        served, tenant = self.asker.served, self.asker.tenant
-        await served.on_record_thread(served.records.put, tenant, [record])
+        """Stores it, and has the model read to its end what it has not yet.
+
+        Raises:
+            RecordsError: there is no room for it.
+            ApiError: all that it goes on from was deleted meanwhile.
+        """
+        served = self.asker.served
+        await self.asker.on_record_thread(self._store, record)
         if record.unread and record.state_id is not None and record.kind == "response":
             served.in_background(self._read_on(record))
 
@@ -127,9 +132,17 @@ class Reply:
         try:
             async for told in answers:
                 if isinstance(told, End):
-                    await served.on_record_thread(self._note_read, record, told)
+                    await self.asker.on_record_thread(self._note_read, record, told)
         finally:
             answers.leave()
+
+    def _store(self, record: Record) -> None:
+        records, tenant = self.asker.served.records, self.asker.tenant
+        try:
+            records.put(tenant, [record], before=self.before)
+        except ApiError:
+            self.asker.delete_states(record.adapter, records.unused(tenant, record.kept_ids))
+            raise
 
     def _note_read(self, record: Record, end: End) -> None:
         """Tells a record of the state at its end; the states of one that was deleted meanwhile go."""
@@ -176,7 +189,7 @@ class Reply:
         served = self.asker.served
         path = []
         if self.before is not None:
-            path = await served.on_record_thread(served.records.path, self.asker.tenant, self.before)
+            path = await self.asker.on_record_thread(served.records.path, self.asker.tenant, self.before)
         said = [message for record in path for message in record.messages]
         system = [] if self.instructions is None else [{"role": "system", "content": self.instructions}]
         return [*system, *said]

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from griffinlm.generation.answering import Options
 from griffinlm.generation.job import End, Piece
 from griffinlm.generation.sampling import TokenLogProbability
-from griffinlm.serve.errors import ApiError, AsciiJSONResponse
+from griffinlm.serve.errors import ApiError, AsciiJSONResponse, LongJSONResponse
 from griffinlm.serve.fields import (
     MOST_ALTERNATIVES,
     MOST_MESSAGES,
@@ -139,7 +139,7 @@ async def responses(body: ResponseRequest, asker: AskerDependency) -> Response:
     options = checked_options(body.options(served.settings.default_max_tokens), body.sampling())
     before = None
     if body.previous_response_id is not None:
-        before = await served.on_record_thread(served.records.get, asker.tenant, body.previous_response_id)
+        before = await asker.on_record_thread(served.records.get, asker.tenant, body.previous_response_id)
     reply = Reply(asker, adapter, before, body.instructions, body.messages(), options, body.store is not False)
     answer = _Answer(asker, body, reply)
     if body.stream:
@@ -152,15 +152,15 @@ async def responses(body: ResponseRequest, asker: AskerDependency) -> Response:
 async def get_response(response_id: str, _: Annotated[StoredQuery, Query()], asker: AskerDependency) -> Response:
     """A stored response as it was told."""
     served = asker.served
-    record = await served.on_record_thread(served.records.get, asker.tenant, response_id, "response")
-    return AsciiJSONResponse(record.body)
+    record = await asker.on_record_thread(served.records.get, asker.tenant, response_id, "response")
+    return await asker.on_text_thread(LongJSONResponse, record.body)
 
 
 @router.post("/v1/responses/{response_id}/cancel")
 async def cancel_response(response_id: str, asker: AskerDependency) -> Response:
     """Refuses: what is stored is over, and nothing is written in the background."""
     served = asker.served
-    await served.on_record_thread(served.records.get, asker.tenant, response_id, "response")
+    await asker.on_record_thread(served.records.get, asker.tenant, response_id, "response")
     raise ApiError(
         400,
         "only responses made with background can be cancelled; one that is being written ends when its client leaves",

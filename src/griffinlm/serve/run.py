@@ -18,7 +18,7 @@ from griffinlm.serve.errors import ServeError
 from griffinlm.serve.guard import WRITE_SECONDS, Guard
 from griffinlm.serve.keys import ApiKeys, state_key
 from griffinlm.serve.logs import log_event, start_logs
-from griffinlm.serve.records import Records
+from griffinlm.serve.records import MOST_BYTES, Records
 from griffinlm.serve.served import Served
 from griffinlm.serve.settings import Settings
 from griffinlm.serve.turns import Turns
@@ -27,6 +27,8 @@ from griffinlm.state import state_bytes
 
 LAST_SECONDS = 10
 """For answers to be told that they end here."""
+SHARE_OF_CONVERSATIONS = 8
+"""What was said takes at most so great a part of the memory budget where there is no state directory: an eighth."""
 LONGEST_HEAD_BYTES = 64 << 10
 BACKLOG = 2048
 
@@ -59,8 +61,12 @@ def build(model: LanguageModel, name: str, settings: Settings) -> Served:
         GriffinError: the budget is too small, or the state directory cannot be used.
     """
     num_bytes = state_bytes(model.config, settings.capacity, model.window_dtype, model.precision)
-    plan = plan_memory(settings.memory_budget_bytes, num_bytes, extra=model.engine.extra(settings.capacity))
-    directory = settings.state_directory
+    directory, budget_bytes = settings.state_directory, settings.memory_budget_bytes
+    extra, most_bytes = model.engine.extra(settings.capacity), MOST_BYTES
+    if directory is None:
+        most_bytes = min(MOST_BYTES, budget_bytes // SHARE_OF_CONVERSATIONS)
+        extra = extra._replace(num_bytes=extra.num_bytes + most_bytes)
+    plan = plan_memory(budget_bytes, num_bytes, extra=extra)
     key = state_key(settings.state_key_file, directory)
     store = StateStore(
         model,
@@ -82,19 +88,19 @@ def build(model: LanguageModel, name: str, settings: Settings) -> Served:
         settings,
         Worker(service, settings.most_per_key),
         store,
-        _records(model, store, settings, key),
+        _records(model, store, settings, key, most_bytes),
         Turns(model.tokenizer),
         key,
     )
 
 
-def _records(model: LanguageModel, store: StateStore, settings: Settings, key: bytes) -> Records:
+def _records(model: LanguageModel, store: StateStore, settings: Settings, key: bytes, most_bytes: int) -> Records:
     directory, url = settings.state_directory, settings.state_url
     if url is None:
-        return Records(directory, model.identity.fingerprint)
+        return Records(directory, model.identity.fingerprint, most_bytes)
     from griffinlm.serve.shared_records import SharedRecords  # fsspec is slow to import
 
-    return SharedRecords(directory, store, model, url, key, settings.largest_upload_bytes)
+    return SharedRecords(directory, store, model, url, key, settings.largest_upload_bytes, most_bytes)
 
 
 def free_port(host: str, port: int) -> int:

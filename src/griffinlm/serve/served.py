@@ -3,23 +3,21 @@
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
-from weakref import WeakValueDictionary
 
 from fastapi import Depends, Request
 
 from griffinlm.generation.job import End, Job
-from griffinlm.generation.store import StateNotFoundError, StateStore
+from griffinlm.generation.store import StateNotFoundError, StateStore, StoreError
 from griffinlm.language_model import LanguageModel
-from griffinlm.serve.errors import ApiError
+from griffinlm.serve.errors import ApiError, DamagedRecordError
 from griffinlm.serve.fields import MOST_ANSWERS
-from griffinlm.serve.logs import log_fault
+from griffinlm.serve.logs import log_event, log_fault
 from griffinlm.serve.records import Records
 from griffinlm.serve.settings import Settings
 from griffinlm.serve.stream import while_connected
+from griffinlm.serve.threads import Threads
 from griffinlm.serve.turns import Turns
 from griffinlm.serve.worker import Answers, Worker
 from griffinlm.text import Tokenizer
@@ -43,10 +41,8 @@ class Served:
     state_key: bytes
     """What states that leave are signed with."""
     created: int = field(default_factory=lambda: int(time.time()))
-    _texts: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(TEXT_THREADS, "griffinlm-text"))
-    _text_turns: WeakValueDictionary[str, asyncio.Semaphore] = field(default_factory=WeakValueDictionary)
-    """Of the tenants that have texts to be worked on."""
-    _records: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "griffinlm-records"))
+    _texts: Threads = field(default_factory=lambda: Threads(TEXT_THREADS, "griffinlm-text"))
+    _records: Threads = field(default_factory=lambda: Threads(1, "griffinlm-records"))
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     @property
@@ -77,21 +73,12 @@ class Served:
         return names[model_name]
 
     async def on_text_thread(self, tenant: str, function: Callable[..., R], *arguments: Any) -> R:
-        """What a function of texts gives, off the event loop: a long one takes a while.
+        """What a function of texts or of the store gives, off the event loop: a long one takes a while."""
+        return await self._texts.run(tenant, function, *arguments)
 
-        One at a time for each tenant, so that nobody takes all threads.
-        """
-        loop = asyncio.get_running_loop()
-        turn = self._text_turns.setdefault(tenant, asyncio.Semaphore(1))
-        await turn.acquire()
-        work = self._texts.submit(function, *arguments)
-        # What has begun on a thread goes on there when nobody waits for it any more, and the turn is over behind it.
-        work.add_done_callback(lambda _: loop.call_soon_threadsafe(turn.release))
-        return await asyncio.wrap_future(work)
-
-    async def on_record_thread(self, function: Callable[..., R], *arguments: Any) -> R:
-        """What a function of records or of the store gives, off the event loop: it may wait for a disk."""
-        return await asyncio.get_running_loop().run_in_executor(self._records, function, *arguments)
+    async def on_record_thread(self, tenant: str, function: Callable[..., R], *arguments: Any) -> R:
+        """What a function of records gives, off the event loop: it may wait for a disk."""
+        return await self._records.run(tenant, function, *arguments)
 
     def in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Does work that no client waits for; its faults are logged."""
@@ -141,23 +128,38 @@ class Asker:
         """What a function of texts gives, off the event loop; it does not begin where the client has gone away."""
         return await while_connected(self.request, self.served.on_text_thread(self.tenant, function, *arguments))
 
+    async def on_record_thread(self, function: Callable[..., R], *arguments: Any) -> R:
+        """What a function of records gives, off the event loop: it may wait for a disk."""
+        return await self.served.on_record_thread(self.tenant, function, *arguments)
+
     async def delete(self, record_id: str, kind: str | None = None) -> None:
         """Removes a record, and the states that nothing else stands on; ApiError where there is none."""
-        await self.served.on_record_thread(self._delete, record_id, kind)
+        await self.on_record_thread(self._delete, record_id, kind)
 
     def _delete(self, record_id: str, kind: str | None) -> None:
         records = self.served.records
-        record = records.get(self.tenant, record_id, kind)
-        # States first: after a crash between the two the record is still there to be deleted.
-        self.delete_states(record.adapter, records.unused(self.tenant, record.state_ids, besides=record_id))
+        try:
+            record = records.get(self.tenant, record_id, kind)
+        except DamagedRecordError as error:
+            log_event("a damaged conversation is deleted without its states", fault=str(error))
+        else:
+            # States first: after a crash between the two the record is still there to be deleted.
+            self.delete_states(record.adapter, records.unused(self.tenant, record.state_ids, besides=record_id))
         records.delete(self.tenant, record_id)
 
     def delete_states(self, adapter: str | None, state_ids: Iterable[str]) -> None:
-        """Removes states as far as they are still kept; for the record thread."""
-        view = self.served.store.view(self.served.model.with_adapter(adapter))
+        """Removes states as far as they can be, none of an adapter that is not loaded; for the record thread."""
+        served = self.served
+        if adapter not in served.model_names.values():
+            return
+        view = served.store.view(served.model.with_adapter(adapter))
         for state_id in state_ids:
-            with suppress(StateNotFoundError):
+            try:
                 view.delete(self.tenant, state_id)
+            except StateNotFoundError:
+                continue
+            except StoreError as error:
+                log_event("a state could not be deleted", fault=str(error))
 
     async def _ends(self, jobs: Sequence[Job]) -> list[list[End]]:
         all_answers: list[Answers] = []

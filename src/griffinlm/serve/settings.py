@@ -19,7 +19,8 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8000
     memory_budget_bytes: int = 2 << 30
-    """Of all states that are ready to go on: in slots, on their way, and kept in memory."""
+    """Of all states that are ready to go on: in slots, on their way, and kept in memory. Without a state directory an
+    eighth of it holds what was said in stored conversations."""
     disk_budget_bytes: int = 16 << 30
     """Of the states in the state directory."""
     api_key_file: Path | None = None

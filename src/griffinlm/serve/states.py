@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from secrets import token_hex
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from griffinlm.serve.bundle import pack, unpack
-from griffinlm.serve.errors import ApiError, AsciiJSONResponse
+from griffinlm.serve.errors import ApiError, AsciiJSONResponse, LongJSONResponse
 from griffinlm.serve.fields import Messages, Strict
 from griffinlm.serve.records import Heading, Record
 from griffinlm.serve.reply import Reply, forked
@@ -50,9 +51,8 @@ class DownloadRequest(Strict):
 async def create_state(body: StateRequest, asker: AskerDependency) -> Response:
     """Reads messages and keeps where the model then stands; `previous_response_id` takes its id."""
     adapter = asker.served.adapter(body.model)
-    messages = [message.plain() for message in body.messages]
-    instructions = messages.pop(0)["content"] if messages[0]["role"] == "system" else None
-    reply = Reply(asker, adapter, None, instructions, messages, None)
+    # What goes on from a record keeps its messages, but not its instructions.
+    reply = Reply(asker, adapter, None, None, [message.plain() for message in body.messages], None)
     return AsciiJSONResponse(await while_connected(asker.request, _read(asker, reply, body.model)))
 
 
@@ -60,7 +60,7 @@ async def create_state(body: StateRequest, asker: AskerDependency) -> Response:
 async def list_states(asker: AskerDependency) -> Response:
     """The newest states and responses."""
     served = asker.served
-    records = await served.on_record_thread(served.records.newest, asker.tenant, MOST_IDS)
+    records = await asker.on_record_thread(served.records.newest, asker.tenant, MOST_IDS)
     return AsciiJSONResponse({"object": "list", "data": [_table(served, record) for record in records]})
 
 
@@ -74,18 +74,21 @@ async def download_states(body: DownloadRequest, asker: AskerDependency) -> Resp
 async def upload_states(request: Request, asker: AskerDependency) -> Response:
     """Takes back what was downloaded, here or where the same key signs."""
     data = await request.body()
-    records = await asker.served.on_record_thread(_upload, asker, data)
-    return AsciiJSONResponse({"object": "list", "data": [_table(asker.served, record) for record in records]})
+    served = asker.served
+    records = await asker.on_text_thread(_unpacked, asker, data)
+    await asker.on_record_thread(partial(served.records.put, asker.tenant, records, keeps_old=True))
+    return AsciiJSONResponse({"object": "list", "data": [_table(served, record) for record in records]})
 
 
 @router.get("/v1/states/{state_id}")
 async def get_state(state_id: str, asker: AskerDependency) -> Response:
     """Where a conversation stands, and what was said in it."""
     served = asker.served
-    record = await served.on_record_thread(served.records.get, asker.tenant, state_id)
-    path = await served.on_record_thread(served.records.path, asker.tenant, record)
+    record = await asker.on_record_thread(served.records.get, asker.tenant, state_id)
+    path = await asker.on_record_thread(served.records.path, asker.tenant, record)
     said = [message for one in path for message in one.messages]
-    return AsciiJSONResponse({**_table(served, record), "instructions": record.instructions, "messages": said})
+    table = {**_table(served, record), "instructions": record.instructions, "messages": said}
+    return await asker.on_text_thread(LongJSONResponse, table)
 
 
 @router.delete("/v1/states/{state_id}")
@@ -99,13 +102,13 @@ async def delete_state(state_id: str, asker: AskerDependency) -> Response:
 async def fork_state(state_id: str, body: ForkRequest, asker: AskerDependency) -> Response:
     """The same place under an id of its own, or one further on."""
     served = asker.served
-    before = await served.on_record_thread(served.records.get, asker.tenant, state_id)
+    before = await asker.on_record_thread(served.records.get, asker.tenant, state_id)
     if body.messages:
         messages = [message.plain() for message in body.messages]
         reply = Reply(asker, before.adapter, before, before.instructions, messages, None)
         return AsciiJSONResponse(await while_connected(asker.request, _read(asker, reply, before.model)))
     record = forked(before, {"id": _new_id(), "created": int(time.time())})
-    await served.on_record_thread(served.records.put, asker.tenant, [record])
+    await asker.on_record_thread(partial(served.records.put, asker.tenant, [record], before=before))
     return AsciiJSONResponse(_table(served, record))
 
 
@@ -122,7 +125,9 @@ async def _read(asker: Asker, reply: Reply, model_name: str) -> dict[str, Any]:
         known = {"id": _new_id(), "kind": "state", "model": model_name, "created": int(time.time())}
         record = await reply.record(end, **known)
         if not record.kept_ids and record.state_id is None:
-            raise ApiError(507, f"the state was not kept: {end.not_kept or 'there is no room'}", code="store_failed")
+            raise ApiError(
+                507, "the state was not kept: there is no room, or it cannot be written", code="store_failed"
+            )
         await reply.keep(record)
     finally:
         reply.leave()
@@ -130,17 +135,23 @@ async def _read(asker: Asker, reply: Reply, model_name: str) -> dict[str, Any]:
 
 
 async def _download(asker: Asker, ids: list[str]) -> Response:
-    data = await asker.served.on_record_thread(_packed, asker, ids)
+    path = await asker.on_record_thread(_paths, asker, ids)
+    data = await asker.on_text_thread(_packed, asker, path, ids)
     return Response(data, media_type=BYTES, headers={"content-disposition": 'attachment; filename="states.griffin"'})
 
 
-def _packed(asker: Asker, ids: list[str]) -> bytes:
+def _paths(asker: Asker, ids: list[str]) -> list[Record]:
     served, found = asker.served, dict[str, Record]()
     for one in ids:
         record = served.records.get(asker.tenant, one)
         found |= {passed.id: passed for passed in served.records.path(asker.tenant, record)}
     _require_size(served, [found[one] for one in ids])
-    return pack(asker.tenant, [*found.values()], ids, served.store, served.model, served.state_key)
+    return [*found.values()]
+
+
+def _packed(asker: Asker, records: list[Record], ids: list[str]) -> bytes:
+    served = asker.served
+    return pack(asker.tenant, records, ids, served.store, served.model, served.state_key)
 
 
 def _require_size(served: Served, records: Sequence[Record]) -> None:
@@ -152,12 +163,10 @@ def _require_size(served: Served, records: Sequence[Record]) -> None:
         raise ApiError(400, message, param="ids", code="invalid_value")
 
 
-def _upload(asker: Asker, data: bytes) -> list[Record]:
+def _unpacked(asker: Asker, data: bytes) -> list[Record]:
     served = asker.served
     largest = served.settings.largest_upload_bytes
-    records = unpack(asker.tenant, data, served.store, served.model, served.state_key, largest)
-    served.records.put(asker.tenant, records, keeps_old=True)
-    return records
+    return unpack(asker.tenant, data, served.store, served.model, served.state_key, largest)
 
 
 def _new_id() -> str:
