@@ -239,7 +239,7 @@ def test_what_cannot_leave_early_is_refused(directory, tiny_model_directory, tmp
         griffinlm.load(tiny_model_directory, early_exit=True)
     with pytest.raises(GriffinError, match="low-rank adapters have no early exits on engine onnx"):
         griffinlm.load(directory, engine="onnx", early_exit=True, adapters={"one": low_rank})
-    with pytest.raises(GriffinError, match="num_guesses is [0-9]+ beside early_exit"):
+    with pytest.raises(GriffinError, match=r"num_guesses is [0-9]+ beside early_exit"):
         griffinlm.load(directory, early_exit=True, num_guesses=2)
     shutil.copytree(directory, tmp_path / "without")
     (tmp_path / "without" / EXITS_FILE).unlink()

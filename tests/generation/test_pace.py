@@ -45,7 +45,8 @@ def gaps_while_reading(executor, num_writing, num_prompt_tokens, num_steps_befor
     watched, *others = [request([7], answers=10**6, max_tokens=10**6) for _ in range(num_writing)]
     for one in (watched, *others):
         scheduler.submit(one)
-    scheduler.step()
+    for _ in range(num_writing):
+        scheduler.step()
     long = request([5] * num_prompt_tokens)
     times, num_steps = [executor.clock.now], 0
     while True:

@@ -61,7 +61,7 @@ def test_greedy_takes_the_lowest_of_equals():
 
 
 def test_repetition_penalty_counts_prompt_and_answer():
-    sampler = Sampler(SamplingParameters(temperature=0, repetition_penalty=2.0), prompt=[1])
+    sampler = Sampler(SamplingParameters(temperature=0, repetition_penalty=2.0), seen=[1])
     logits = np.array([0.0, 3.0, 2.0, -1.0], np.float32)
     assert sampler.choose(logits) == 2  # 3 / 2 < 2
     assert sampler.choose(logits) == 1  # 3 / 2 > 2 / 2
@@ -69,15 +69,15 @@ def test_repetition_penalty_counts_prompt_and_answer():
 
 
 def test_repetition_penalty_pushes_negative_logits_down():
-    sampler = Sampler(SamplingParameters(temperature=0, repetition_penalty=2.0), prompt=[0])
+    sampler = Sampler(SamplingParameters(temperature=0, repetition_penalty=2.0), seen=[0])
     assert sampler.choose(np.array([-1.0, -1.5], np.float32)) == 1
 
 
 def test_presence_and_frequency_count_the_answer_only():
     logits = np.array([1.0, 0.8, 0.0], np.float32)
-    presence = Sampler(SamplingParameters(temperature=0, presence_penalty=0.3), prompt=[0, 0, 0])
+    presence = Sampler(SamplingParameters(temperature=0, presence_penalty=0.3), seen=[0, 0, 0])
     assert [presence.choose(logits) for _ in range(4)] == [0, 1, 0, 0]
-    frequency = Sampler(SamplingParameters(temperature=0, frequency_penalty=0.3), prompt=[0, 0, 0])
+    frequency = Sampler(SamplingParameters(temperature=0, frequency_penalty=0.3), seen=[0, 0, 0])
     assert [frequency.choose(logits) for _ in range(4)] == [0, 1, 0, 1]
 
 
@@ -103,7 +103,7 @@ def test_logit_bias_is_added_before_all_else():
     assert Sampler(greedy, logit_bias={3: -100}).choose(logits) == 2
     assert Sampler(greedy, logit_bias={7: 100}, num_choices=4).choose(logits) == 3, "never chosen, whatever its bias"
     penalised = SamplingParameters(temperature=0, repetition_penalty=2.0)
-    assert Sampler(penalised, prompt=[3], logit_bias={3: 2.5}).choose(logits) == 3, "(4 + 2.5) / 2 is above 3"
+    assert Sampler(penalised, seen=[3], logit_bias={3: 2.5}).choose(logits) == 3, "(4 + 2.5) / 2 is above 3"
 
 
 def test_end_tokens_are_held_back_until_min_tokens():
@@ -151,7 +151,7 @@ def any_sampler(draw_from) -> dict:
     )
     return {
         "parameters": parameters,
-        "prompt": [3, 5],
+        "seen": [3, 5],
         "first_position": draw_from(st.integers(0, 10_000)),
         "end_ids": [0, 2],
         "min_tokens": draw_from(st.sampled_from([0, 2])),
@@ -215,7 +215,7 @@ def test_logits_that_choose_nothing_are_refused(temperature, bad):
 
 
 def test_log_probability_is_the_models_own():
-    sampler = Sampler(SamplingParameters(temperature=0, repetition_penalty=9.0), prompt=[1], num_alternatives=2)
+    sampler = Sampler(SamplingParameters(temperature=0, repetition_penalty=9.0), seen=[1], num_alternatives=2)
     token = sampler.choose(LOGITS)
     assert sampler.latest is not None
     assert sampler.latest.token == token

@@ -1,11 +1,13 @@
 """The scheduler on a fake executor: policy in milliseconds, no numpy, no model."""
 
+import dataclasses
+
 import pytest
 from fake_executor import END, POISON, Clock, FakeExecutor, babble, of, request, run, said_alone, tokens_of
 
 from griffinlm.errors import GriffinError
 from griffinlm.generation.pace import LEAST_CHUNK_TOKENS, WHOLE_CHUNK_TOKENS
-from griffinlm.generation.queue import AGEING_SECONDS, QueueFullError
+from griffinlm.generation.queue import AGEING_SECONDS, QueueFullError, check_group
 from griffinlm.generation.request import RequestError
 from griffinlm.generation.scheduler import Scheduler
 
@@ -67,7 +69,7 @@ def test_a_request_joins_in_the_lowest_free_slot():
     requests = [request([7], answers) for answers in (9, 1, 9)]
     for one in requests:
         scheduler.submit(one)
-    for _ in range(3):
+    while scheduler.num_free_slots != 1:
         scheduler.step()
     scheduler.submit(request([8], 2))
     scheduler.step()
@@ -86,10 +88,44 @@ def test_prompts_alone_are_read_in_whole_chunks_in_turn():
     scheduler, executor = scheduler_of(2)
     scheduler.submit(request(range(1, 2 * WHOLE_CHUNK_TOKENS + 2)))
     scheduler.submit(request(range(1, WHOLE_CHUNK_TOKENS + 2)))
+    expected = [(0, WHOLE_CHUNK_TOKENS), (1, WHOLE_CHUNK_TOKENS), (0, WHOLE_CHUNK_TOKENS), (1, 1)]
+    for num_steps in range(1, 5):
+        scheduler.step()
+        assert executor.prefills == expected[:num_steps]
+
+
+def test_prompts_of_one_length_are_written_behind_together():
+    scheduler, executor = scheduler_of(4)
+    for slot in range(4):
+        scheduler.submit(request([slot + 1] * (WHOLE_CHUNK_TOKENS + 20), answers=2))
+    run(scheduler)
+    assert [tokens for _, tokens in executor.prefills] == [WHOLE_CHUNK_TOKENS] * 4 + [20] * 4
+    assert executor.steps == [[0, 1, 2, 3]] * 2
+
+
+def test_between_two_chunks_others_come_and_go():
+    scheduler, executor = scheduler_of(4)
+    first, second, third = (request([slot + 1] * 2 * WHOLE_CHUNK_TOKENS, answers=1) for slot in range(3))
+    for one in (first, second, third):
+        scheduler.submit(one)
     scheduler.step()
-    assert executor.prefills == [(0, WHOLE_CHUNK_TOKENS), (1, WHOLE_CHUNK_TOKENS)]
-    scheduler.step()
-    assert executor.prefills[2:] == [(0, WHOLE_CHUNK_TOKENS), (1, 1)]
+    assert scheduler.cancel(second).unread == second.prompt
+    newcomer = request([9], answers=1)
+    scheduler.submit(newcomer)
+    while newcomer not in begun(scheduler.step()):
+        pass
+    # The round that it found under way, then those who had their last turn before it came.
+    assert executor.prefills == [(0, WHOLE_CHUNK_TOKENS), (2, WHOLE_CHUNK_TOKENS), (0, WHOLE_CHUNK_TOKENS), (1, 1)]
+    run(scheduler)
+    assert executor.prefills[4:] == [(2, WHOLE_CHUNK_TOKENS)]
+
+
+def test_an_urgent_prompt_is_read_before_the_others_of_its_round():
+    scheduler, executor = scheduler_of(3)
+    for priority in (0, 0, 1):
+        scheduler.submit(request([5] * 2 * WHOLE_CHUNK_TOKENS, priority=priority, answers=1))
+    run(scheduler)
+    assert [slot for slot, _ in executor.prefills] == [0, 1, 2] * 2
 
 
 def test_every_step_gives_a_token_to_those_that_write_while_a_prompt_is_read():
@@ -297,7 +333,7 @@ def test_a_full_queue_says_when_a_slot_will_be_free():
     executor.call_seconds = 0.5
     for max_tokens in (30, 11):
         scheduler.submit(request([7], answers=100, max_tokens=max_tokens))
-    for _ in range(3):
+    for _ in range(4):
         scheduler.step()
     scheduler.submit(request([8]))
     refused = request([9])
@@ -340,7 +376,10 @@ def test_what_cannot_be_taken_is_refused_whole():
         ([one], "submitted twice"),
         ([], "no requests"),
         ([request([7]), request([8])], "differ in prompt"),
-        ([request([7]), request([7], priority=1)], "differ in prompt, state or priority"),
+        ([request([7]), request([7], priority=1)], "differ in priority; they must have the same prompt, state, find"),
+        ([request([7]), request([8], state={"read": []})], "differ in prompt, state;"),
+        ([request([7]), request([7], adapter="other")], "differ in adapter;"),
+        ([request([7]), request([7], find_start=lambda: None)], "differ in find_start;"),
         ([request([7]) for _ in range(4)], "4 answers are asked for at once; at most 3"),
     ):
         with pytest.raises(RequestError, match=words):
@@ -348,6 +387,18 @@ def test_what_cannot_be_taken_is_refused_whole():
     with pytest.raises(QueueFullError):
         scheduler.submit_group([request([7]) for _ in range(3)])
     assert {event.request for event in run(scheduler)} == {one}
+
+
+def test_a_prompt_that_requests_share_is_not_compared_with_itself():
+    class Prompt(list):
+        def __eq__(self, other):
+            pytest.fail("a prompt was compared")
+
+        __hash__ = None
+
+    one = request([])
+    object.__setattr__(one, "prompt", Prompt([7]))
+    check_group([one, dataclasses.replace(one), dataclasses.replace(one)])
 
 
 def test_a_prompt_is_read_on_however_dear_it_is():

@@ -1,5 +1,6 @@
 """What a service promises: answers as if alone, states kept and found, nothing told before it is safe."""
 
+import pickle
 import threading
 
 import numpy as np
@@ -7,10 +8,12 @@ import pytest
 from fake_executor import Clock
 
 import griffinlm
+import griffinlm.generation.running as running_module
 from griffinlm.errors import GriffinError
 from griffinlm.generation.answering import GenerationOptions
 from griffinlm.generation.job import End, Job, Piece
 from griffinlm.generation.queue import QueueFullError
+from griffinlm.generation.sampling import seen_ids
 from griffinlm.generation.service import GenerationService
 from griffinlm.generation.store import StateNotFoundError, StateStore, StoreError
 
@@ -94,6 +97,25 @@ def test_several_answers_equal_single_ones_with_the_following_seeds(model):
         assert end.token_ids == alone.token_ids
     assert sorted(end.answer for end in ends) == [0, 1, 2]
     service.close()
+
+
+def test_what_a_penalty_counts_of_a_document_is_found_once_for_all_answers(service, onnx_model, monkeypatch):
+    counted = []
+    monkeypatch.setattr(running_module, "seen_ids", lambda *given: counted.append(given[1]) or seen_ids(*given))
+    first = answered(service, ids_of(onnx_model))
+    behind = [*ids_of(onnx_model), *first.token_ids]
+    counted.clear()
+    jobs = [
+        Job("a", behind, options(repetition_penalty=1.5), num_answers=4),
+        Job("a", [], options(repetition_penalty=1.5), num_answers=4, state_id=first.end_state_id),
+    ]
+    for job in jobs:
+        service.submit(job)
+    for end in [event for event in run(service) if isinstance(event, End)]:
+        alone = onnx_model.generate(behind, max_tokens=12, min_tokens=12, seed=5 + end.answer, repetition_penalty=1.5)
+        assert end.token_ids == alone.token_ids
+    # The document of the second is known in full once the store has found its state.
+    assert counted == [behind, [], behind]
 
 
 def test_the_next_turn_reads_only_what_is_new(service, onnx_model):
@@ -184,6 +206,16 @@ def test_a_reply_that_comes_back_in_other_tokens_is_read_anew_and_counted(servic
     answered(service, [*document, *tokenizer.encode("an edited message"), 9])
     answered(service, [*document, *end.token_ids, 9])
     assert service.counts.num_reread_replies == 1
+
+
+def test_what_is_remembered_of_a_reply_is_as_small_for_a_long_one(service, onnx_model):
+    sizes = set()
+    for number, num_tokens in enumerate((2, 200)):
+        answered(service, [*ids_of(onnx_model), 9 + number], options=options(num_tokens))
+        remembered = service._starter._replies
+        sizes.add(len(pickle.dumps(remembered.popitem()[1])))
+    assert max(sizes) - min(sizes) < 8
+    assert max(sizes) < 300
 
 
 def test_states_stand_at_boundaries_and_every_so_many_tokens(onnx_model, store):

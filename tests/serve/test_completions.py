@@ -106,6 +106,17 @@ def test_log_probabilities_in_a_stream_are_those_of_the_whole_answer(client, ech
         np.testing.assert_allclose(found, expected["logprobs"]["token_logprobs"], atol=bound, rtol=bound)
 
 
+def test_offsets_in_a_stream_are_those_of_the_whole_answer_where_text_is_held_back(client):
+    fields = {"logprobs": 0, "max_tokens": 20}
+    logs = complete(client, **fields).json()["choices"][0]["logprobs"]
+    # The end of a token's text, and then what never comes.
+    fields["stop"] = [logs["tokens"][place][-1] + "\x00" for place in (3, 4, 8)]
+    expected = complete(client, **fields).json()["choices"][0]["logprobs"]["text_offset"]
+    assert expected == logs["text_offset"]
+    told = [chunk["choices"][0]["logprobs"] for chunk in chunks(complete(client, stream=True, **fields))]
+    assert [offset for one in told if one is not None for offset in one["text_offset"]] == expected
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [

@@ -13,7 +13,7 @@ from griffinlm.generation.completion import Completion, Generation, step_and_wri
 from griffinlm.generation.grammar import Matcher, schema_text
 from griffinlm.generation.parameters import SamplingParameters
 from griffinlm.generation.request import Request, TokenEvent
-from griffinlm.generation.sampling import Sampler
+from griffinlm.generation.sampling import Sampler, seen_ids
 from griffinlm.generation.scheduler import Scheduler
 from griffinlm.state import State
 from griffinlm.text import Tokenizer
@@ -104,6 +104,8 @@ class GenerationOptions:
         for text in self.stop:
             if not isinstance(text, str) or not text:
                 raise GenerationError(f"stop is {text!r}; a stop string must be text of at least one character")
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise GenerationError(f"stop is {text!r}; it holds half a surrogate pair, which is no character")
         if not isinstance(self.logit_bias, Mapping):
             raise GenerationError(f"logit_bias is {self.logit_bias!r}; it must be a table of tokens and numbers")
         for token, bias in self.logit_bias.items():
@@ -150,9 +152,10 @@ class Answers:
         self._results: dict[Request, Generation] = {}
         for prompt, state in zip(prompts, states, strict=True):
             requests, arrays = [], None if state is None else state.arrays()
+            seen = seen_ids(options.sampling, prompt)
             first_position = len(prompt) + (0 if state is None else int(state.num_tokens[0]))
             for index in range(num_answers):
-                completion = new_completion(options, index, prompt, first_position, tokenizer)
+                completion = new_completion(options, index, seen, first_position, tokenizer)
                 requests.append(
                     Request(prompt, completion, options.max_tokens, end_ids(tokenizer), arrays, adapter=adapter)
                 )
@@ -210,30 +213,30 @@ def end_ids(tokenizer: Tokenizer | None) -> frozenset[int]:
 
 
 def new_completion(
-    options: GenerationOptions, index: int, prompt: Sequence[int], first_position: int, tokenizer: Tokenizer | None
+    options: GenerationOptions, index: int, seen: np.ndarray, first_position: int, tokenizer: Tokenizer | None
 ) -> Completion:
     """One of several answers to a prompt; where a seed is given, each has its own, counted on from it.
 
     Args:
-        prompt: the tokens that penalties count besides the answer's own.
+        seen: `seen_ids` of the prompt.
         first_position: place in the document of the answer's first token.
 
     Raises:
         SamplingError, GrammarError: the last of the seeds is out of range, or the tokenizer cannot write to the schema.
     """
     stream = None if tokenizer is None else tokenizer.stream()
-    return Completion(_sampler(options, index, prompt, first_position, tokenizer), stream, options.stop)
+    return Completion(_sampler(options, index, seen, first_position, tokenizer), stream, options.stop)
 
 
 def _sampler(
-    options: GenerationOptions, index: int, prompt: Sequence[int], first_position: int, tokenizer: Tokenizer | None
+    options: GenerationOptions, index: int, seen: np.ndarray, first_position: int, tokenizer: Tokenizer | None
 ) -> Sampler:
     parameters = options.sampling
     if parameters.seed is not None:
         parameters = replace(parameters, seed=parameters.seed + index)
     return Sampler(
         parameters,
-        prompt,
+        seen,
         first_position=first_position,
         end_ids=end_ids(tokenizer),
         min_tokens=options.min_tokens,

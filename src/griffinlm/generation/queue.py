@@ -1,5 +1,6 @@
 """Who is next, among those that wait for a slot and among prompts that are being read."""
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -9,6 +10,20 @@ from griffinlm.generation.request import Request, RequestError, Start
 
 AGEING_SECONDS = 10.0
 """Waiting as long as this counts as much as one step of priority, so that nobody waits for ever."""
+
+
+def _is_same_prompt(one: list[int], other: list[int]) -> bool:
+    return one is other or one == other  # A list is compared with itself token by token.
+
+
+SHARED = {
+    "prompt": _is_same_prompt,
+    "state": operator.is_,
+    "find_start": operator.is_,
+    "adapter": operator.eq,
+    "priority": operator.eq,
+}
+"""What the requests of a group have in common, and how it is compared."""
 
 
 class QueueFullError(GriffinError):
@@ -106,10 +121,12 @@ def check_group(requests: Sequence[Request]) -> None:
             raise RequestError("a request's prompt has no tokens; it needs at least one")
         if request.max_tokens < 0:
             raise RequestError(f"a request's max_tokens is {request.max_tokens}; it must be 0 or above")
-        is_shared = request.prompt == first.prompt and request.state is first.state
-        is_shared &= request.find_start is first.find_start and request.adapter == first.adapter
-        if not is_shared or request.priority != first.priority:
-            raise RequestError("requests of a group differ in prompt, state or priority; they must share all three")
+        differing = [
+            name for name, is_same in SHARED.items() if not is_same(getattr(request, name), getattr(first, name))
+        ]
+        if differing:
+            must = f"they must have the same {', '.join(SHARED)}"
+            raise RequestError(f"requests of a group differ in {', '.join(differing)}; {must}")
 
 
 def check_room(

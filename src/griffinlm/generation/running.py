@@ -14,6 +14,7 @@ from griffinlm.generation.job import End, Job, Piece, Usage
 from griffinlm.generation.keeping import Chain, Kept
 from griffinlm.generation.prompt_scores import PromptScores
 from griffinlm.generation.request import FinishReason, Request
+from griffinlm.generation.sampling import seen_ids
 from griffinlm.generation.store import StateStore, StoredState
 from griffinlm.generation.suspended import Suspended
 from griffinlm.state import NOTHING_PENDING, State, StateOwner
@@ -186,6 +187,7 @@ class Running:
     extracted: Any = None
 
     def __post_init__(self) -> None:
+        self._seen = seen_ids(self.options.sampling, self.token_ids)
         if self.job.prompt_log_probabilities is not None:
             found = () if self.suspended is None else self.suspended.prompt_log_probabilities
             self.scores = PromptScores(self.job.prompt_log_probabilities, self.model.config.vocab_size, found)
@@ -208,8 +210,7 @@ class Running:
 
     def new_completion(self, index: int) -> Completion:
         """Of one answer to the document as far as it is known."""
-        prompt = self.token_ids
-        completion = new_completion(self.options, index, prompt, len(prompt), tokenizer_of(self.model))
+        completion = new_completion(self.options, index, self._seen, len(self.token_ids), tokenizer_of(self.model))
         if self.suspended is not None:
             completion.replay(self.suspended.written_ids, self.suspended.log_probabilities)
         return completion
@@ -218,6 +219,7 @@ class Running:
         """The whole document is known."""
         if token_ids != self.token_ids:
             self.token_ids = token_ids
+            self._seen = seen_ids(self.options.sampling, token_ids)
             for row in self.rows:
                 row.completion = self.new_completion(row.index)
         if self.scores is not None:

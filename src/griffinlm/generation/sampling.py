@@ -34,7 +34,7 @@ class Sampler:
     saved and taken up again goes on as if it had never stopped. Penalties count the tokens of this call.
 
     Args:
-        prompt: what is read before the first token.
+        seen: tokens that a repetition penalty counts from the beginning (`seen_ids`).
         first_position: place in the document of the first token to choose.
         end_ids: tokens held back until `min_tokens` have been chosen.
         num_choices: ids from here on are never chosen: a vocabulary may be larger than its tokenizer.
@@ -47,7 +47,7 @@ class Sampler:
     def __init__(
         self,
         parameters: SamplingParameters,
-        prompt: Iterable[int] = (),
+        seen: Sequence[int] | np.ndarray = (),
         first_position: int = 0,
         end_ids: Iterable[int] = (),
         min_tokens: int = 0,
@@ -65,8 +65,8 @@ class Sampler:
         """That of the next token, where it was looked at already."""
         self._penalised = parameters.repetition_penalty != 1.0
         self._num_choices = num_choices
-        seen = {t for t in prompt if num_choices is None or t < num_choices} if self._penalised else set()
-        self._seen = np.fromiter(seen, np.int64)
+        ids = np.asarray(seen if self._penalised else (), np.int64)
+        self._seen = ids if num_choices is None else ids[ids < num_choices]
         self._counts: Counter[int] = Counter()
         self._counted = parameters.presence_penalty != 0.0 or parameters.frequency_penalty != 0.0
         self._taken_off: np.ndarray | None = None
@@ -194,6 +194,11 @@ class Sampler:
 
     def _penalty(self, token: int) -> float:
         return self.parameters.presence_penalty + self.parameters.frequency_penalty * self._counts[token]
+
+
+def seen_ids(parameters: SamplingParameters, prompt: Sequence[int]) -> np.ndarray:
+    """The distinct tokens of a prompt where a penalty counts them, else none; found once for all samplers behind it."""
+    return np.unique(np.asarray(prompt if parameters.repetition_penalty != 1.0 else (), np.int64))
 
 
 def choose_together(samplers: Sequence[Sampler], logits: np.ndarray) -> list[int | Exception]:

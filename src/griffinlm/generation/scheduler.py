@@ -74,6 +74,8 @@ class Scheduler:
         """Of every request that has not ended."""
         self._waiting: list[Group] = []
         self._reading: list[Group] = []
+        self._round: list[Group] = []
+        """Of those that are being read, who has a whole chunk to come before anybody writes on."""
         self._writing: dict[Request, _Writing] = {}
 
     @property
@@ -104,18 +106,19 @@ class Scheduler:
         """Takes a request on.
 
         Raises:
-            RequestError: it has no prompt, no token to write, or has been submitted and not ended.
+            RequestError: it has neither prompt nor `find_start`, its `max_tokens` is below 0, or it was submitted and
+                has not ended.
             QueueFullError: too many wait; it tells when a slot is expected to be free.
         """
         self.submit_group([request])
 
     def submit_group(self, requests: Sequence[Request]) -> None:
-        """Takes requests on that have one prompt, state and priority between them; the prompt is read once.
+        """Takes requests on that have one prompt, start, adapter and priority between them; the prompt is read once.
 
         Each begins as it finds a slot, the first where the prompt was read. All are taken, or none.
 
         Raises:
-            RequestError, QueueFullError: as for `submit`.
+            RequestError, QueueFullError: as for `submit`, or they differ in what they must share.
         """
         check_group(requests)
         if any(request in self._deadlines for request in requests):
@@ -175,7 +178,10 @@ class Scheduler:
         return self._executor.export_state(self._writing[request].slot)
 
     def step(self) -> list[Event]:
-        """Gives free slots to those that wait, reads on in prompts, and writes up to one token of all others.
+        """Gives free slots to those that wait, reads a chunk of one prompt, and writes up to one token of all others.
+
+        Where nobody writes, a whole chunk of every prompt comes first, one a step; who begins meanwhile waits for the
+        others, so that they write together.
 
         A request's faults end it alone, with an event. Errors of the executor that are nobody's fault are raised.
         """
@@ -184,10 +190,16 @@ class Scheduler:
         events += self._admit()
         for group in list(self._reading):
             events += self._advance(group)
-        events += self._read_one() if writing else self._read_all()
-        if writing:
-            events += self._write(writing)
-        return events
+        readable = [group for group in self._reading if group.can_read]
+        self._round = [group for group in self._round if group in readable] or ([] if writing else readable)
+        group = most_urgent(self._round or readable, self._clock())
+        if group is not None:
+            group.turn = self._now()
+            if group in self._round:
+                self._round.remove(group)
+                return events + self._read_chunk(group, WHOLE_CHUNK_TOKENS)
+            events += self._read_at_pace(group)
+        return events + self._write(writing) if writing else events
 
     def expected_seconds(self) -> float | None:
         """Seconds until a slot is free if answers run to their `max_tokens`; None while no step has been measured."""
@@ -297,12 +309,8 @@ class Scheduler:
         groups = (g for g in self._waiting if g.read_prompt is not None or len(g.requests) == 1 or not is_sharing)
         return most_urgent(groups, self._clock())
 
-    def _read_one(self) -> list[Event]:
-        """Reads a chunk of one prompt, as long as those that write can bear."""
-        group = most_urgent((group for group in self._reading if group.can_read), self._clock())
-        if group is None:
-            return []
-        group.turn = self._now()
+    def _read_at_pace(self, group: Group) -> list[Event]:
+        """Reads a chunk as long as those that write can bear."""
         num_tokens = self._pace.chunk_tokens
         is_whole = group.chunk_end(num_tokens) - group.num_read == num_tokens
         start = self._clock()
@@ -310,11 +318,6 @@ class Scheduler:
         if is_whole:
             self._pace.read_chunk(self._clock() - start)
         return events
-
-    def _read_all(self) -> list[Event]:
-        """Nobody is kept waiting: reads a whole chunk of every prompt."""
-        groups = [group for group in self._reading if group.can_read]
-        return [event for group in groups for event in self._read_chunk(group, WHOLE_CHUNK_TOKENS)]
 
     def _now(self) -> Turn:
         return Turn(self._clock(), next(self._order))

@@ -19,9 +19,9 @@ from griffinlm.generation.request import Request, StateEvent, TokenEvent
 from griffinlm.generation.running import Row, Running, ServedModel, find_in_store, step_rows, tokenizer_of, write_rows
 from griffinlm.generation.scheduler import Scheduler
 from griffinlm.generation.starting import Starter
-from griffinlm.generation.store import StateStore, StoreError
+from griffinlm.generation.store import StateStore
 from griffinlm.generation.suspended import Suspended
-from griffinlm.state import State, StateError, state_bytes
+from griffinlm.state import State, state_bytes
 
 DEFAULT_PLACES = 4
 
@@ -43,8 +43,7 @@ class GenerationService:
         clock: seconds that never go back.
 
     Raises:
-        StoreError: the store is another model's.
-        StateError: the capacity is missing, or of no use.
+        StateError: the store is another model's, or the capacity is missing, or of no use.
     """
 
     def __init__(
@@ -63,8 +62,8 @@ class GenerationService:
         for name, value, least in numbers:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise GenerationError(f"{name} is {value!r}; it must be a whole number, {least} or above")
-        if store is not None and not store.model.identity.same_as(model.identity):
-            raise StoreError("the store was opened for another model")
+        if store is not None:
+            model.identity.require_same(store.model.identity, "the store")
         self.model, self.store, self.capacity = model, store, capacity
         self.state_bytes = state_bytes(model.config, capacity, model.window_dtype, model.precision)
         self._extra_bytes = model.engine.extra(capacity).of(num_slots)
@@ -230,8 +229,8 @@ class GenerationService:
         if job in self._running:
             raise GenerationError("a job is submitted twice; it must end before it may be submitted again")
         view = self.model if job.adapter is None else self.model.with_adapter(job.adapter)
-        if suspended is not None and not view.identity.same_as(suspended.state.identity):
-            raise StateError("the suspended answer belongs to another model, precision, window type or adapter")
+        if suspended is not None:
+            view.identity.require_same(suspended.state.identity, "the suspended answer")
         token_ids = whole_numbers("token_ids", job.token_ids)
         options = checked_options(job, view, token_ids, has_store=self.store is not None)
         self._starter.require_capacity(len(token_ids), job)

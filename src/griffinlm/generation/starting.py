@@ -4,7 +4,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,15 @@ from griffinlm.state import StateOwner, state_layout
 REPLIES_REMEMBERED = 4096
 
 
+class _Reply(NamedTuple):
+    """An answer by lengths and digests, which take as little memory for a long one: the budget counts none of it."""
+
+    num_tokens: int
+    tokens_digest: bytes
+    num_characters: int
+    text_digest: bytes
+
+
 class Starter:
     """Finds starts without waiting for the store, and counts what they save.
 
@@ -28,8 +37,8 @@ class Starter:
     def __init__(self, keeper: Keeper, boundary_tokens: int, capacity: int | None, counts: Counts) -> None:
         self._keeper, self._boundary_tokens, self._counts = keeper, boundary_tokens, counts
         self._capacity = capacity
-        self._replies: OrderedDict[bytes, tuple[list[int], str]] = OrderedDict()
-        """Ids and text of the latest answers, by tenant, adapter and document."""
+        self._replies: OrderedDict[bytes, _Reply] = OrderedDict()
+        """The latest answers, by tenant, adapter and document."""
 
     def find(self, running: Running) -> Start | None:
         """Where a job with a slot begins; None while the store is being asked.
@@ -71,7 +80,8 @@ class Starter:
         running = row.running
         key = _key(running, len(running.token_ids))
         self._replies.pop(key, None)
-        self._replies[key] = row.completion.token_ids[:-1], row.completion.text
+        token_ids, text = row.completion.token_ids[:-1], row.completion.text
+        self._replies[key] = _Reply(len(token_ids), _digest(_bytes_of(token_ids)), len(text), _digest(text.encode()))
         if len(self._replies) > REPLIES_REMEMBERED:
             self._replies.popitem(last=False)
 
@@ -115,11 +125,12 @@ class Starter:
         document = running.token_ids
         tokenizer = tokenizer_of(running.model)
         reply = self._replies.get(_key(running, num_read + 1)) if num_read else None
-        if reply is None or tokenizer is None:
+        if reply is None or reply.num_characters == 0 or tokenizer is None:
             return False
-        ids, text = reply
         behind = document[num_read + 1 :]
-        return bool(text) and behind[: len(ids)] != ids and tokenizer.decode(behind).startswith(text)
+        if _digest(_bytes_of(behind[: reply.num_tokens])) == reply.tokens_digest:
+            return False
+        return _digest(tokenizer.decode(behind)[: reply.num_characters].encode()) == reply.text_digest
 
 
 def _with_room(model: StateOwner, arrays: Mapping[str, Any], capacity: int) -> dict[str, Any]:
@@ -136,6 +147,13 @@ def _with_room(model: StateOwner, arrays: Mapping[str, Any], capacity: int) -> d
 
 def _key(running: Running, num_tokens: int) -> bytes:
     """Of tenant, adapter and the first tokens of the document."""
-    digest = hashlib.sha256(repr((running.job.tenant, running.model.adapter)).encode())
-    digest.update(np.asarray(running.token_ids[:num_tokens], "<i4").tobytes())
-    return digest.digest()
+    scope = repr((running.job.tenant, running.model.adapter)).encode()
+    return _digest(scope + _bytes_of(running.token_ids[:num_tokens]))
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+def _bytes_of(token_ids: list[int]) -> bytes:
+    return np.asarray(token_ids, "<i4").tobytes()

@@ -79,6 +79,7 @@ async def chat_completions(body: ChatRequest, asker: AskerDependency) -> Respons
         body.sampling(),
         body.stops(),
         alternatives(body.logprobs, body.top_logprobs),
+        num_answers=body.n or 1,
     )
     messages = [message.plain() for message in body.messages]
     token_ids, boundaries = await asker.on_text_thread(_read, served.tokenizer, messages)

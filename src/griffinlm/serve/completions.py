@@ -28,6 +28,7 @@ from griffinlm.serve.served import Asker, AskerDependency, require_time
 from griffinlm.serve.shapes import finite, usage_table
 from griffinlm.serve.stream import DONE, EventStream, event, merged
 from griffinlm.serve.worker import Answers
+from griffinlm.text import Tokenizer
 
 DEFAULT_MAX_TOKENS = 16
 MOST_ALTERNATIVES = 5
@@ -51,13 +52,14 @@ class CompletionRequest(SamplingFields, StopFields, InertFields):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
-    def options(self) -> GenerationOptions | None:
+    def options(self, num_prompts: int) -> GenerationOptions | None:
         """None where nothing is to be written."""
         num_tokens = DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
         given = Options(max_tokens=max(1, num_tokens), json_schema=schema_of(self.response_format))
         if self.logprobs is not None:
             given["log_probabilities"] = self.logprobs
-        checked = checked_options(given, self.sampling(), self.stops())
+        num_answers = num_prompts * (self.n or 1)
+        checked = checked_options(given, self.sampling(), self.stops(), num_answers=num_answers, param="logprobs")
         return checked if num_tokens else None
 
     def check(self, prompts: Sequence[Sequence[int]], most_answers: int) -> None:
@@ -86,9 +88,9 @@ async def completions(body: CompletionRequest, asker: AskerDependency) -> Respon
     """Goes on with each prompt."""
     served = asker.served
     adapter = served.adapter(body.model)
-    options = body.options()
     prompts = await asker.on_text_thread(read_prompts, served.tokenizer, body.prompt, True)
     body.check(prompts, served.most_answers)
+    options = body.options(len(prompts))
     jobs = [
         Job(
             asker.tenant,
@@ -160,7 +162,7 @@ class _Shape:
         all_ends: list[list[End]] = [[] for _ in all_answers]
         echoes = await self._asker.on_text_thread(self._echoes, [answers.job for answers in all_answers])
         is_echoed: set[int] = set()
-        num_characters: dict[int, int] = {}
+        offsets: dict[int, _Offsets] = {}
         is_held_back = bool(body.echo) and body.logprobs is not None
         async for place, told in merged(all_answers):
             index = place * n + told.answer
@@ -169,9 +171,9 @@ class _Shape:
             echo = "" if index in is_echoed else echoes[place]
             is_echoed.add(index)
             if isinstance(told, Piece):
-                at = num_characters.get(index, 0) + len(echo)
-                num_characters[index] = at + len(told.text)
-                logs = None if told.log_probabilities is None else self._table(told.log_probabilities, at)
+                logs = None
+                if told.log_probabilities is not None:
+                    logs = self._table(told.log_probabilities, offsets.setdefault(index, _Offsets(self._tokenizer)))
                 yield self._chunk(index, echo + told.text, logs, None, extra)
                 continue
             if told.error is not None:
@@ -206,20 +208,15 @@ class _Shape:
             found = end.prompt_log_probabilities or []
             logs += [] if self._num_hidden else [job.token_ids[0]]
             logs += found
-        return self._table([*logs, *(end.log_probabilities or [])], 0)
+        return self._table([*logs, *(end.log_probabilities or [])], _Offsets(self._tokenizer))
 
-    def _table(self, logs: Sequence[TokenLogProbability | int], start: int) -> dict[str, Any]:
-        """A token without anything before it, a bare number, has no probability.
-
-        Offsets are places in the text: control tokens and all bytes of a character but its last take none of it.
-        """
+    def _table(self, logs: Sequence[TokenLogProbability | int], text_offsets: "_Offsets") -> dict[str, Any]:
+        """A token without anything before it, a bare number, has no probability."""
         tokens, values, tops, offsets = [], [], [], []
-        text = self._tokenizer.stream()
         for log in logs:
             token = log if isinstance(log, int) else log.token
             tokens.append(self._text(token))
-            offsets.append(start)
-            start += len(text.push(token))
+            offsets.append(text_offsets.of_next(token))
             values.append(None if isinstance(log, int) else finite(log.log_probability))
             tops.append(None if isinstance(log, int) else {self._text(t): finite(v) for t, v in log.alternatives})
         return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
@@ -227,6 +224,22 @@ class _Shape:
     def _text(self, token: int) -> str:
         data = self._tokenizer.token_bytes(token)
         return f"<{token}>" if data is None else data.decode("utf-8", "replace")
+
+
+class _Offsets:
+    """Where the tokens of one answer stand in its text, however much of that has been told.
+
+    Control tokens and all bytes of a character but its last take none of it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._text, self._next = tokenizer.stream(), 0
+
+    def of_next(self, token: int) -> int:
+        """That of the token behind those asked for before."""
+        offset = self._next
+        self._next += len(self._text.push(token))
+        return offset
 
 
 def _total(all_ends: Sequence[Sequence[End]]) -> dict[str, Any]:

@@ -22,6 +22,8 @@ MOST_LABEL_CHARACTERS = 512
 """Of what a client notes on a request for itself, which is stored and told again. OpenAI's bounds of metadata."""
 MOST_GRAMMARS = 8
 """Answers of one request that follow a schema: each compiles a grammar of its own, which holds up all others."""
+MOST_LOG_PROBABILITIES = 1 << 17
+"""Of the tokens and alternatives in all answers to one request: each takes some 900 bytes until it is sent."""
 MOST_CHARACTERS = 1 << 20
 """Of all texts of a request, whose cutting into tokens takes seconds; so many tokens where they are given."""
 
@@ -214,16 +216,28 @@ def check_grammars(num_answers: int, chosen: TextFormat | ObjectFormat | SchemaF
         raise ApiError(400, message, param="response_format", code="invalid_value")
 
 
-def checked_options(*given: Options) -> GenerationOptions:
-    """One set of options out of several.
+def checked_options(*given: Options, num_answers: int = 1, param: str = "top_logprobs") -> GenerationOptions:
+    """One set of options out of several, for all answers to a request.
+
+    Args:
+        param: the field that asks for alternatives.
 
     Raises:
         GriffinError: one of them is out of its range.
+        ApiError: the answers may have more log-probabilities than one request can be told.
     """
     joined = Options()
     for options in given:
         joined.update(options)
-    return GenerationOptions.of(joined)
+    checked = GenerationOptions.of(joined)
+    if checked.log_probabilities is not None:
+        num_each = checked.log_probabilities + 1
+        num_told = num_answers * checked.max_tokens * num_each
+        if num_told > MOST_LOG_PROBABILITIES:
+            of_what = f"{num_each} of each token, with {checked.max_tokens} tokens and {num_answers} answers"
+            message = f"{num_told} log-probabilities would be told, {of_what}; at most {MOST_LOG_PROBABILITIES} may be"
+            raise ApiError(400, message, param=param, code="invalid_value")
+    return checked
 
 
 def alternatives(wanted: bool | None, num_top: int | None) -> Options:
