@@ -108,7 +108,7 @@ def test_rows_are_conversations_of_their_own():
         executor = engine.executor(3)
         scheduler = speed._scheduler(executor, engine.config, 0, 1, 6)
         rows: dict = {}
-        for _ in range(6):
+        while not rows or min(map(len, rows.values())) < 6:
             for event in scheduler.step():
                 rows.setdefault(event.request, []).append(event.token)
         return list(rows.values())

@@ -184,8 +184,19 @@ def test_second_derivatives_are_refused(cut):
         gradient.sum().backward()
 
 
-def small_layer(monkeypatch: pytest.MonkeyPatch) -> layers.RgLru:
-    """A layer of the model whose scan is the GPU's, wherever its tensors are."""
+class Layer(torch.nn.Module):
+    """A layer of the model, gates and scan."""
+
+    def __init__(self, rg_lru: layers.RgLru) -> None:
+        super().__init__()
+        self.rg_lru = rg_lru
+
+    def forward(self, x: Tensor, reset: Tensor, initial: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self.rg_lru(x, self.rg_lru.gates(x), reset, initial, lengths)
+
+
+def small_layer(monkeypatch: pytest.MonkeyPatch) -> Layer:
+    """A layer whose scan is the GPU's, wherever its tensors are."""
     monkeypatch.setattr(layers, "rg_lru", fused_rg_lru)
     config = ModelConfig.preset("tiny-griffin").recurrent
     assert config is not None
@@ -193,13 +204,13 @@ def small_layer(monkeypatch: pytest.MonkeyPatch) -> layers.RgLru:
     generator = torch.Generator().manual_seed(0)
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.3, generator=generator)
-    return layer.to(DEVICE)
+    return Layer(layer).to(DEVICE)
 
 
 def test_layer_compiled_without_graph_breaks_equals_the_layer(cut, monkeypatch):
     cut(SPLIT)
     layer = small_layer(monkeypatch)
-    width = layer.a_param.shape[0]
+    width = layer.rg_lru.a_param.shape[0]
     x = torch.randn(2, 5, width, requires_grad=True, device=DEVICE)
     reset, initial = torch.zeros(2, 5, dtype=torch.bool, device=DEVICE), torch.randn(2, width, device=DEVICE)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
@@ -216,7 +227,7 @@ def test_layer_compiled_without_graph_breaks_equals_the_layer(cut, monkeypatch):
 def test_layer_exports_as_one_call_of_any_length(cut, monkeypatch):
     cut(SPLIT)
     layer = small_layer(monkeypatch)
-    width = layer.a_param.shape[0]
+    width = layer.rg_lru.a_param.shape[0]
 
     def arguments(num_tokens: int) -> tuple[Tensor, Tensor, Tensor, None]:
         reset = torch.zeros(2, num_tokens, dtype=torch.bool, device=DEVICE)

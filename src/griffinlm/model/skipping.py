@@ -39,7 +39,6 @@ class TorchSkippingExecutor(SettledSlots, TorchExecutor):
         if recursion is None or not config.skips:
             raise ExecutorError("the model does not skip: it was not trained to do without the tokens that left early")
         self.num_loops, self._exit_rule = recursion.num_loops, exit_rule
-        self._window = None if config.attention is None else config.attention.window_tokens
         self._stack_states()
         self._x = torch.zeros(num_slots, config.width, dtype=engine.model.embedding.weight.dtype, device=engine.device)
         """[slots, D], the tokens on their way."""
@@ -162,10 +161,8 @@ class TorchSkippingExecutor(SettledSlots, TorchExecutor):
         for rank in self._ranks:
             loop_of = torch.arange(self.num_loops * rank, device=depth.device) // rank
             shares[rank] = (loop_of == depth[:, None]).to(dtype)
-        num_used = 0
-        if self.engine.config.attention is not None:
-            num_used = int(positions.max())
-            num_used = num_used if self._window is None else min(num_used, self._window)
+        # Asking costs a wait for a GPU.
+        num_used = 0 if self.engine.config.attention is None else int(positions.max())
         return Rows(depth, depth * self.num_slots + index, layout, num_used, shares, self._terms(slots, depths), [])
 
     def _terms(self, slots: Sequence[int], depths: Sequence[int]) -> list[tuple[int, RowTerms]]:

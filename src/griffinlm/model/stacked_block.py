@@ -40,7 +40,7 @@ class Rows(NamedTuple):
     layout: Layout
     """Of one token a row, as its loop sees it."""
     num_used: int
-    """So many slots of a ring hold all that was read."""
+    """Tokens that a row has read at most: so many slots of a ring hold them, or all that it has."""
     shares: Mapping[int, Tensor]
     """By the rank r of a term, [B, loops r]: 1 for the numbers of the row's own loop, 0 for the others."""
     low_rank: Sequence[tuple[int, RowTerms]]
