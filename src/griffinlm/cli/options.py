@@ -52,7 +52,7 @@ Speculate = Annotated[
         "--speculate",
         metavar="N",
         help="Let the first loop of a recursive model guess N tokens, which the whole model checks in one go. "
-        "Answers are those without, but for rounding: with int8 weights most drawn texts become others.",
+        "Answers are those without, but for rounding: with int8 weights texts may part.",
         min=1,
     ),
 ]

@@ -4,13 +4,13 @@ import hashlib
 import json
 import os
 import sqlite3
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from griffinlm.generation.store import empty_log
 from griffinlm.serve.errors import ApiError, RecordsError, ServeError
 from griffinlm.state import Fingerprint
 
@@ -19,7 +19,7 @@ MOST_RECORDS = 100_000
 """Of a tenant; beyond, the oldest go."""
 MOST_BYTES = 1 << 30
 """Of the database; beyond, the oldest records of all tenants go."""
-BUSY_SECONDS, RETRY_SECONDS = 30.0, 0.005
+BUSY_SECONDS = 30.0
 FORMAT_VERSION = 1
 
 Message = dict[str, str]
@@ -307,12 +307,8 @@ class Records:
         Raises:
             RecordsError: others keep it from that; the next deletion empties it.
         """
-        deadline = time.monotonic() + BUSY_SECONDS
-        # SQLite waits for readers and writers by itself, but not for another process that empties the log.
-        while self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
-            if time.monotonic() > deadline:
-                raise RecordsError(f"deleted, but others keep the log of {FILE} from being emptied")
-            time.sleep(RETRY_SECONDS)
+        if not empty_log(self._database.execute, BUSY_SECONDS):
+            raise RecordsError(f"deleted, but others keep the log of {FILE} from being emptied")
 
     @_faults_told()
     def unused(self, tenant: str, state_ids: Iterable[str], besides: str | None = None) -> list[str]:

@@ -2,6 +2,7 @@
 
 from griffinlm.generation.store.content import StoredState
 from griffinlm.generation.store.errors import DamagedStateError, SignatureError, StateNotFoundError, StoreError
+from griffinlm.generation.store.index import empty_log
 from griffinlm.generation.store.store import FoundPrefix, StateStore, StoreCounts, checked_name
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "StoreError",
     "StoredState",
     "checked_name",
+    "empty_log",
 ]

@@ -7,7 +7,7 @@ was deleted by its owner and is kept only for those that stand on it. Names keep
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -167,15 +167,11 @@ class Index:
             self._empty_log()
 
     def _empty_log(self) -> None:
-        deadline = time.monotonic() + BUSY_TIMEOUT_SECONDS
-        # SQLite waits for readers and writers by itself, but not for another process that empties the log.
-        while self._run("PRAGMA wal_checkpoint(TRUNCATE)")[0][0]:
-            if time.monotonic() > deadline:
-                raise StoreError(
-                    f"deleted from state store {self._where}, but others keep its log from being emptied",
-                    hint="the next deletion empties it",
-                )
-            time.sleep(RETRY_SECONDS)
+        if not empty_log(self._run, BUSY_TIMEOUT_SECONDS):
+            raise StoreError(
+                f"deleted from state store {self._where}, but others keep its log from being emptied",
+                hint="the next deletion empties it",
+            )
 
     # Finding.
 
@@ -349,3 +345,21 @@ class Index:
             f"the index of state store {self._where} is damaged: {in_one_line(fault)}",
             hint="move the directory away and begin a new one; states cannot be found without their index",
         )
+
+
+def empty_log(run: Callable[[str], Any], timeout_seconds: float) -> bool:
+    """Writes SQLite's log into the database and cuts it to nothing: what was deleted is in neither.
+
+    Args:
+        run: runs a statement and gives its rows, once SQLite is ready for it.
+
+    Returns:
+        whether that came about; others may keep it from that.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    # SQLite waits for readers and writers by itself, but not for another process that empties the log.
+    while next(iter(run("PRAGMA wal_checkpoint(TRUNCATE)")))[0]:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(RETRY_SECONDS)
+    return True

@@ -17,7 +17,7 @@ import triton.language as tl
 from griffinlm.kernels.gated_gelu import blocked
 from griffinlm.kernels.linear_scan.triton import coefficients, sigmoid, softplus
 from griffinlm.kernels.soft_cap.triton import tanh
-from griffinlm.kernels.token_step.triton_products import begin_early, products, row_products
+from griffinlm.kernels.token_step.triton_products import begin_early, products
 
 LINEAR, CUBIC = tl.constexpr(blocked.LINEAR), tl.constexpr(blocked.CUBIC)
 
@@ -67,7 +67,7 @@ def linear_kernel(
     beside = _vector(bias_ptr, outputs, is_output)
     if residual_ptr is not None:
         beside += tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    out, _ = row_products(
+    out, _ = products(
         x_ptr, norm_ptr, weight_ptr, None, outputs, is_output, num_rows, epsilon, WIDTH, ROWS, OUTPUTS, INPUTS, STAGES
     )
     out += beside
@@ -101,7 +101,7 @@ def gated_hidden_kernel(
     if EARLY:
         begin_early(gate_ptr, up_ptr, outputs, outputs, is_output, OUTPUTS, WIDTH)
     gate_bias, up_bias = _vector(gate_bias_ptr, outputs, is_output), _vector(up_bias_ptr, outputs, is_output)
-    gate, up = row_products(
+    gate, up = products(
         x_ptr, norm_ptr, gate_ptr, up_ptr, outputs, is_output, num_rows, epsilon, WIDTH, ROWS, OUTPUTS, INPUTS, STAGES
     )
     out = _gelu(gate + gate_bias) * (up + up_bias)
@@ -157,7 +157,7 @@ def recurrent_inputs_kernel(
         old = tl.load(tails + at, mask=mask, other=0.0)
         u += tl.where(positions >= age, old.to(tl.float32) * _vector(taps_ptr, at + outputs, is_output), 0.0)
         older += (old,)
-    read, gate = row_products(
+    read, gate = products(
         x_ptr, norm_ptr, into_ptr, gate_ptr, outputs, is_output, num_rows, epsilon, WIDTH, ROWS, OUTPUTS, INPUTS, STAGES
     )
     # What the tail will hold is what is seen now.
@@ -221,18 +221,16 @@ def recurrent_outputs_kernel(
         input_gate_ptr + matrix,
         recurrence_gate_ptr + matrix,
         outputs,
-        outputs,
         is_output,
         num_rows,
-        width,
-        1,
-        WIDTH,
         0.0,
         WIDTH,
         ROWS,
         OUTPUTS,
         INPUTS,
         STAGES,
+        row_stride=width,
+        IS_TRANSPOSED=True,
     )
     _, decay, _, scale = coefficients(recurrence_gate + recurrence_bias, softplus(a_param), starts)
     h = decay * before + scale * sigmoid(input_gate + input_bias) * u
@@ -300,18 +298,15 @@ def attention_inputs_kernel(
         weight_ptr,
         weight_ptr,
         first_channels,
-        second_channels,
         is_pair,
         num_rows,
-        WIDTH,
-        WIDTH,
-        1,
         epsilon,
         WIDTH,
         ROWS,
         OUTPUTS,
         INPUTS,
         STAGES,
+        second_outputs=second_channels,
     )
     angle = positions.to(tl.float32) * frequencies
     cos, sin = tl.cos(angle), tl.sin(angle)

@@ -58,32 +58,36 @@ def products(
     first_ptr,
     second_ptr,
     first_outputs,
-    second_outputs,
     is_output,
     num_rows,
-    row_stride,
-    output_stride: tl.constexpr,
-    input_stride: tl.constexpr,
     epsilon,
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
     STAGES: tl.constexpr,
+    second_outputs=None,
+    row_stride=None,
+    IS_TRANSPOSED: tl.constexpr = False,
 ):
     """norm(x) W^T [ROWS, OUTPUTS] in float32 for outputs of one matrix or of two; rows that are not there give 0.
 
     Args:
-        x_ptr: rows of WIDTH inputs, `row_stride` apart.
+        x_ptr: rows of WIDTH inputs, `row_stride` apart; None is rows that lie together.
         norm_ptr: scale of the norm; None is no norm.
         second_ptr: None is one matrix, whose product is given twice.
-        first_outputs, second_outputs, is_output: [OUTPUTS], rows of the matrices, and which of them are there.
+        first_outputs, is_output: [OUTPUTS], rows of the first matrix, and which of them are there.
+        second_outputs: those of the second; None is the same.
+        IS_TRANSPOSED: whether the numbers of a matrix that lie together are those of one input, not of one output.
     """
+    x_stride = WIDTH if row_stride is None else row_stride
+    output_stride: tl.constexpr = 1 if IS_TRANSPOSED else WIDTH
+    input_stride: tl.constexpr = WIDTH if IS_TRANSPOSED else 1
     HAS_SECOND: tl.constexpr = second_ptr is not None
     rows = tl.arange(0, ROWS)
     is_row = (rows < num_rows)[:, None]
     first_rows = first_outputs.to(tl.int64)[:, None] * output_stride
-    second_rows = second_outputs.to(tl.int64)[:, None] * output_stride
+    second_rows = first_rows if second_outputs is None else second_outputs.to(tl.int64)[:, None] * output_stride
     if ROWS == 1:
         squares = tl.full([1, INPUTS], 0.0, tl.float32)
         first = tl.full([OUTPUTS, INPUTS], 0.0, tl.float32)
@@ -100,7 +104,7 @@ def products(
         weights = tl.load(first_ptr + first_rows + inputs * input_stride, mask=is_weight, other=0.0)
         if HAS_SECOND:
             others = tl.load(second_ptr + second_rows + inputs * input_stride, mask=is_weight, other=0.0)
-        x = tl.load(x_ptr + rows[:, None] * row_stride + inputs, mask=is_row & is_input, other=0.0)
+        x = tl.load(x_ptr + rows[:, None] * x_stride + inputs, mask=is_row & is_input, other=0.0)
         if norm_ptr is not None:
             precise = x.to(tl.float32)
             scale = 1.0 + tl.load(norm_ptr + inputs, mask=is_input, other=0.0).to(tl.float32)
@@ -131,41 +135,3 @@ def products(
     if not HAS_SECOND:
         second = first
     return first, second
-
-
-@triton.jit
-def row_products(
-    x_ptr,
-    norm_ptr,
-    first_ptr,
-    second_ptr,
-    outputs,
-    is_output,
-    num_rows,
-    epsilon,
-    WIDTH: tl.constexpr,
-    ROWS: tl.constexpr,
-    OUTPUTS: tl.constexpr,
-    INPUTS: tl.constexpr,
-    STAGES: tl.constexpr,
-):
-    """`products` of the same outputs of matrices whose rows lie together, as do those of x."""
-    return products(
-        x_ptr,
-        norm_ptr,
-        first_ptr,
-        second_ptr,
-        outputs,
-        outputs,
-        is_output,
-        num_rows,
-        WIDTH,
-        WIDTH,
-        1,
-        epsilon,
-        WIDTH,
-        ROWS,
-        OUTPUTS,
-        INPUTS,
-        STAGES,
-    )
